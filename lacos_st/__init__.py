@@ -1,0 +1,32 @@
+"""8-bit LoRA BLOOM sentence embeddings, as a sentence-transformers plugin.
+
+Importing the package loads nothing and changes nothing: every name below is resolved on first use.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LacosConfig": "config",
+    "LacosTransformer": "transformer",
+    "LacosPooling": "pooling",
+    "LacosSentenceTransformer": "model",
+    "accelerate": "model",
+    "LacosBloomModel": "bloom",
+    "MaskedMultipleNegativesRankingLoss": "losses",
+    "CachedMaskedMultipleNegativesRankingLoss": "losses",
+    "train": "training",
+    "evaluate": "evaluation",
+    "encode_file": "encoding",
+    "load_training_data": "data",
+}
+
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"lacos_st.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'lacos_st' has no attribute {name!r}")
