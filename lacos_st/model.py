@@ -1,0 +1,354 @@
+"""`LacosSentenceTransformer`: a SentenceTransformer that assembles, saves, loads, swaps and merges 8-bit LoRA BLOOM.
+
+It is ST's class with three differences.
+
+- Names: `LacosSentenceTransformer("lacos-bloom")` is a local directory, else the embedded model, else a Hub name; a
+  plain BLOOM checkpoint gets `LacosTransformer` and `LacosPooling`.
+- Saving: a directory that stock `SentenceTransformer` loads without this package. `modules.json` names stock
+  classes; the base lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter.
+  Everything is written beside the target first and then moved, so that no reader ever sees half a model.
+- Checkpoints: in a directory that the Trainer names `checkpoint-<step>` only the adapter is written, and reloading
+  one (best model, resume) reads only the adapter: the 8-bit base in memory is never touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Self
+
+import bitsandbytes as bnb
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from lacos_st.bloom import accelerate_
+from lacos_st.config import LacosError
+from lacos_st.pooling import LacosPooling
+from lacos_st.quantization import quantize_embedding_
+from lacos_st.transformer import LacosTransformer, adapter_state
+
+_STOCK = {LacosTransformer: Transformer, LacosPooling: Pooling}
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+
+
+def _fullname(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+class LacosSentenceTransformer(SentenceTransformer):
+    """A SentenceTransformer over 8-bit LoRA BLOOM. Everything ST's class does, it does.
+
+    Args:
+        model_name_or_path: A saved directory, an embedded model ("lacos-bloom", "bloom-mini"), a Hub name, or a
+            plain BLOOM checkpoint. A local directory comes first.
+        modules: Or the modules, as for ST: `[LacosTransformer(...), LacosPooling(...)]`.
+        is_trainable: Let the loaded adapter train; by default it is frozen, for use.
+        pooling: Pooling mode for a plain checkpoint; a saved directory has its own. Default "weightedmean".
+        transformer_options: Options of `LacosTransformer` (`quantization`, `compute_form`, `training_form`,
+            `template`, `attention`, `max_seq_length`), over those saved.
+        **kwargs: As for `SentenceTransformer`.
+
+    Raises:
+        LacosError: No BLOOM, a directory that holds no model, or contradicting options.
+
+    Example:
+        >>> model = LacosSentenceTransformer("lacos-bloom")
+        >>> model.encode("Bonjour le monde").shape == (model.get_embedding_dimension(),)
+        True
+    """
+
+    _module_classes = {_fullname(stock): ours for ours, stock in _STOCK.items()} | {
+        _fullname(ours): ours for ours in _STOCK
+    }
+
+    def __init__(
+        self,
+        model_name_or_path: str | os.PathLike[str] | None = None,
+        *,
+        modules: list[nn.Module] | None = None,
+        is_trainable: bool = False,
+        pooling: str = "weightedmean",
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._transformer_options = transformer_options or {}
+        self._default_pooling = pooling
+        path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
+        super().__init__(path, modules=modules, **kwargs)
+        if modules is None and is_trainable:
+            self.transformer.set_trainable()
+        self._check_template()
+
+    @property
+    def transformer(self) -> LacosTransformer:
+        """The first module.
+
+        Raises:
+            LacosError: It is no `LacosTransformer`.
+        """
+        if not isinstance(self[0], LacosTransformer):
+            raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
+        return self[0]
+
+    def _check_template(self) -> None:
+        transformer = self.transformer
+        added = transformer.tokenizer.num_special_tokens_to_add()
+        if transformer.max_seq_length <= added:
+            raise LacosError(
+                f"max_seq_length={transformer.max_seq_length} leaves no room for text: the template "
+                f"{transformer.template!r} alone takes {added} tokens."
+            )
+        for module in self:
+            if isinstance(module, Pooling) and not module.include_prompt and not transformer.template.startswith("{text}"):
+                raise LacosError(
+                    f"include_prompt=False cannot go with the template {transformer.template!r}: the prompt would "
+                    "stand inside the template and could not be left out. Use a template that begins with {text}."
+                )
+
+    # -- loading -----------------------------------------------------------------------------------------------
+
+    def _get_module_init_defaults(self, class_ref: str) -> dict[str, Any]:
+        if self._module_classes.get(class_ref) is LacosTransformer:
+            return self._transformer_options
+        return super()._get_module_init_defaults(class_ref)
+
+    def _load_default_modules(
+        self,
+        model_name_or_path: str,
+        token: bool | str | None,
+        cache_folder: str | None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        local_files_only: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+    ) -> tuple[list[nn.Module], dict[str, Any]]:
+        hub = {
+            "token": token,
+            "revision": revision,
+            "cache_dir": cache_folder,
+            "local_files_only": local_files_only,
+        }
+        transformer = LacosTransformer(
+            model_name_or_path,
+            model_kwargs={**hub, **(model_kwargs or {})},
+            processor_kwargs={**hub, **(processor_kwargs or {})},
+            config_kwargs={**hub, **(config_kwargs or {})},
+            **self._transformer_options,
+        )
+        self.model_card_data.base_model = model_name_or_path
+        return [transformer, LacosPooling(transformer.get_embedding_dimension(), self._default_pooling)], {}
+
+    @classmethod
+    def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Any:
+        """The Trainer reloads a checkpoint through this: read the adapter alone, never a second base."""
+        if is_adapter_checkpoint(model_name_or_path):
+            return _AdapterCheckpoint(Path(model_name_or_path))
+        return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
+
+    # -- saving ------------------------------------------------------------------------------------------------
+
+    def save(
+        self,
+        path: str,
+        model_name: str | None = None,
+        create_model_card: bool = True,
+        train_datasets: list[str] | None = None,
+        safe_serialization: bool = True,
+        self_contained: bool | None = None,
+    ) -> None:
+        """Save a directory that stock `SentenceTransformer` loads.
+
+        Args:
+            path: Directory; a model that is there is replaced only after the new one is complete.
+            model_name: As for ST.
+            create_model_card: As for ST.
+            train_datasets: As for ST.
+            safe_serialization: Must stay True: artifacts are safetensors only.
+            self_contained: Write the 8-bit base too. Default: unless the base is on the Hub; in a Trainer's
+                `checkpoint-<step>` only the adapter is written.
+
+        Raises:
+            LacosError: The disk is full or not writable, or there is nothing to save.
+        """
+        transformer = self.transformer
+        target = Path(path)
+        in_checkpoint = _CHECKPOINT.fullmatch(target.name) is not None and bool(transformer.adapter_names)
+        saved_choice = transformer.save_base
+        if self_contained is not None:
+            transformer.save_base = self_contained
+        elif in_checkpoint:
+            transformer.save_base = False
+        stage = None
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            super().save(str(stage), model_name, create_model_card, train_datasets, safe_serialization)
+            self._name_stock_classes(stage)
+            _move_into(stage, target)
+        except OSError as error:
+            raise _disk_error(error, target) from error
+        finally:
+            transformer.save_base = saved_choice
+            if stage is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def save_pretrained(self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> None:
+        """Save the model; see `save`."""
+        self.save(path, *args, self_contained=self_contained, **kwargs)
+
+    def _name_stock_classes(self, stage: Path) -> None:
+        """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""
+        needs_plugin = [
+            reason
+            for reason, needed in {
+                "symmetric attention": self.transformer.attention == "symmetric",
+                "include_prompt=False": any(isinstance(m, Pooling) and not m.include_prompt for m in self),
+            }.items()
+            if needed
+        ]
+        listing = stage / "modules.json"
+        modules = json.loads(listing.read_text(encoding="utf-8"))
+        if needs_plugin:
+            import warnings
+
+            warnings.warn(
+                f"Stock sentence-transformers cannot express {' and '.join(needs_plugin)}: the saved model names "
+                "lacos_st's classes, and loads with lacos_st.LacosSentenceTransformer only.",
+                stacklevel=4,
+            )
+        else:
+            for module, entry in zip(self, modules, strict=True):
+                stock = _STOCK.get(type(module))
+                if stock is not None:
+                    entry["type"] = _fullname(stock)
+                if entry["path"]:
+                    name = f"{entry['idx']}_{(stock or type(module)).__name__}"
+                    (stage / entry["path"]).rename(stage / name)
+                    entry["path"] = name
+        listing.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """As ST's. A self-contained model is its own base there, so its adapter names the repository."""
+        transformer = self.transformer
+        base = transformer.base
+        if transformer.save_base:
+            transformer.base = {"name": repo_id, "revision": None}
+        try:
+            return super().push_to_hub(repo_id, *args, **kwargs)
+        finally:
+            transformer.base = base
+
+    # -- training and adapters ---------------------------------------------------------------------------------
+
+    def fit(self, *args: Any, optimizer_class: type = bnb.optim.AdamW8bit, **kwargs: Any) -> None:
+        """ST's `fit`, with bitsandbytes' 8-bit AdamW (arXiv 2110.02861) unless another optimiser is given."""
+        super().fit(*args, optimizer_class=optimizer_class, **kwargs)
+
+    def add_lora(self, *args: Any, **kwargs: Any) -> Self:
+        """Add a trainable adapter; see `LacosTransformer.add_lora`."""
+        self.transformer.add_lora(*args, **kwargs)
+        return self
+
+    def merge_adapter(self) -> Self:
+        """Fold the adapter into the base, in float, and quantise it again; see `LacosTransformer.merge_adapter`."""
+        self.transformer.merge_adapter()
+        return self
+
+
+class _AdapterCheckpoint:
+    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        try:
+            record = json.loads((self.directory / "lacos.json").read_text(encoding="utf-8"))
+            names = record["adapters"]
+            state = adapter_state(self.directory, names[0])
+            for name in names[1:]:
+                state |= adapter_state(self.directory / name, name)
+        except Exception as error:  # safetensors' own error type is private
+            raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
+        return {f"0.{key}": tensor for key, tensor in state.items()}
+
+
+def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
+    return _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
+
+
+def accelerate(model: SentenceTransformer, compute_form: str = "auto", training_form: str = "auto") -> SentenceTransformer:
+    """Put a SentenceTransformer that was loaded without the plugin on the fast path, in place.
+
+    Args:
+        model: A SentenceTransformer whose first module is a BLOOM, 8-bit or not, with adapters or not.
+        compute_form: How 8-bit layers compute when encoding; see `quantization.py`.
+        training_form: The same while training.
+
+    Returns:
+        The same model.
+
+    Raises:
+        LacosError: The model is no BLOOM.
+    """
+    inner = getattr(model[0], "model", None)
+    if inner is None or inner.config.model_type != "bloom":
+        raise LacosError(f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}.")
+    if any(parameter.dtype == torch.int8 for parameter in inner.parameters()):
+        quantize_embedding_(inner)
+    accelerate_(inner, compute_form, training_form)
+    return model
+
+
+def _resolve(name: str) -> str:
+    """A local directory, else an embedded model, else a Hub name."""
+    path = Path(name)
+    if path.is_dir():
+        if not any((path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
+            raise LacosError(
+                f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "
+                "Remove it, or give another name."
+            )
+        return name
+    if path.is_file():
+        raise LacosError(f"{name!r} is a file, and a model is a directory.")
+    from lacos_st.embedded import EMBEDDED, embedded_directory
+
+    return str(embedded_directory(name)) if name in EMBEDDED else name
+
+
+def _move_into(stage: Path, target: Path) -> None:
+    """Put a complete staged model in place: by one rename where possible, else file by file, listings last."""
+    stage.chmod(0o755)
+    if not target.exists():
+        stage.rename(target)
+        return
+    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    files.sort(key=lambda file: file.name == "modules.json")
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / file, target / file)
+    for stale in {"model.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json"} - {
+        str(file) for file in files
+    }:
+        (target / stale).unlink(missing_ok=True)
+
+
+def _disk_error(error: OSError, target: Path) -> LacosError:
+    reason = {errno.ENOSPC: "the disk is full", errno.EACCES: "it is not writable", errno.EROFS: "it is read-only"}
+    return LacosError(
+        f"Saving to {str(target)!r} failed: {reason.get(error.errno or 0, str(error))}. Nothing that was there has "
+        "changed; free space or choose another directory and save again."
+    )

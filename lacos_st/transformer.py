@@ -1,0 +1,454 @@
+"""`LacosTransformer`: sentence-transformers' input module over an 8-bit BLOOM with LoRA adapters.
+
+Data flow: texts -> (template, tokenizer) -> padded ids (batch, tokens) -> `LacosBloomModel` (packs them, so padding
+costs nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `Transformer`; this file adds what a
+causal 8-bit base needs and the stock module gets wrong:
+
+- the base is quantised while it is loaded (bitsandbytes int8, the embedding table too) and frozen;
+- padding on the right (ALiBi positions, gradient caching and fp16 are safe there), a real `max_seq_length`;
+- a *template* around every text, written into the tokenizer's post-processor, so that stock ST applies it too.
+  The default adds the end token: a causal model reads a sentence off its last position, and no text is ever empty;
+- state that survives: a state dict without the frozen base loads (checkpoints hold adapters only), never casts
+  floats into int8 weights, and several adapters are saved and loaded by name.
+
+On disk (see `save`): `lacos.json` holds what stock ST has no field for and ignores.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import bitsandbytes as bnb
+import torch
+from huggingface_hub import save_torch_state_dict
+from peft import LoraConfig, PeftConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from sentence_transformers.base.modules import Transformer
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
+
+from lacos_st.bloom import accelerate_
+from lacos_st.config import LacosError
+from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, quantize_embedding_
+
+Quantization = Literal["int8", "none"]
+
+END_TEMPLATE = "{text}</s>"
+DEFAULT_MAX_SEQ_LENGTH = 512  # tokens; BLOOM itself reads 2,048 (config.seq_length) and ALiBi allows more
+RECORD = "lacos.json"
+LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+
+
+class LacosTransformer(Transformer):
+    """ST's `Transformer` over BLOOM in 8 bits, ready for LoRA.
+
+    Args:
+        model_name_or_path: A BLOOM checkpoint: Hub name or local directory; full precision or saved in 8 bits.
+        quantization: "int8" quantises linear layers and the embedding table on load and freezes the base; "none"
+            keeps it as stored, for comparison. A directory saved in 8 bits stays in 8 bits.
+        compute_form: How 8-bit layers compute when encoding ("auto", "w8a8", "w8a16", "bnb"); see `quantization.py`.
+        training_form: The same while training.
+        template: Text put around every input, with `{text}` once, for example
+            `'This sentence : "{text}" means in one word:"'` (PromptEOL, arXiv 2307.16645). Default: the end token
+            follows the text. A directory that was saved keeps its own.
+        attention: "causal" as BLOOM was trained, or "symmetric" (bidirectional, ALiBi bias of `-|i - j|`).
+        max_seq_length: Tokens kept of each input, template included. Default: 512 or the model's `seq_length`.
+        adapters: Names of adapters stored beside the base, the active one first (from `lacos.json`).
+        **kwargs: As for ST's `Transformer` (`model_kwargs`, `processor_kwargs`, `config_kwargs`, ...).
+
+    Raises:
+        LacosError: The checkpoint is no BLOOM, or the template leaves no room for text.
+    """
+
+    def __init__(
+        self,
+        model_name_or_path: str,
+        *,
+        quantization: Quantization = "int8",
+        compute_form: str = "auto",
+        training_form: str = "auto",
+        template: str | None = None,
+        attention: Literal["causal", "symmetric"] = "causal",
+        max_seq_length: int | None = None,
+        adapters: list[str] | None = None,
+        base: dict[str, str | None] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if quantization not in ("int8", "none"):
+            raise LacosError(f"quantization={quantization!r} is not known: use 'int8' or 'none'.")
+        # Read by `_load_model`, which ST's constructor calls.
+        self._load_options = {
+            "quantization": quantization,
+            "compute_form": compute_form,
+            "training_form": training_form,
+            "attention": attention,
+            "adapters": adapters or [],
+        }
+        kwargs["processor_kwargs"] = {"padding_side": "right", **(kwargs.get("processor_kwargs") or {})}
+        super().__init__(model_name_or_path, **kwargs)
+        self.quantization: Quantization = "int8" if _is_quantized(self.model) else "none"
+        self.compute_form = compute_form
+        self.training_form = training_form
+        self.attention = attention
+        self.base = base or self._describe_base(model_name_or_path)
+        self.save_base = not _is_hub_name(self.base["name"])
+        stored = self.tokenizer.init_kwargs.get("lacos_template")
+        self.template: str = template or stored or END_TEMPLATE
+        _apply_template(self.tokenizer, self.template)
+        if max_seq_length is not None:
+            self.max_seq_length = max_seq_length
+        elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
+            self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
+        # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
+        self.register_load_state_dict_pre_hook(_drop_frozen_base)
+        self.register_load_state_dict_post_hook(_expect_only_trained)
+
+    # -- loading -----------------------------------------------------------------------------------------------
+
+    def _load_config(
+        self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
+    ) -> tuple[PretrainedConfig, bool]:
+        config, is_peft = super()._load_config(model_name_or_path, backend, config_kwargs)
+        if config.model_type != "bloom":
+            raise LacosError(
+                f"{model_name_or_path!r} is a {config.model_type!r} model, and LACoS needs BLOOM. Supported are "
+                "bigscience/bloom-560m, -1b1, -1b7, -3b and -7b1, bloomz-*, any other checkpoint whose config.json "
+                'says "model_type": "bloom", and the embedded "bloom-mini". '
+                "For other models use sentence_transformers.SentenceTransformer."
+            )
+        return config, is_peft
+
+    def _load_model(
+        self,
+        model_name_or_path: str,
+        transformer_task: str,
+        config: PretrainedConfig,
+        backend: str,
+        is_peft_model: bool,
+        **model_kwargs: Any,
+    ) -> PreTrainedModel:
+        options = self._load_options
+        stored_in_8_bits = getattr(config, "quantization_config", None) is not None
+        if options["quantization"] == "int8" and not stored_in_8_bits:
+            model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype
+        dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
+        if options["quantization"] == "int8" or stored_in_8_bits:
+            dtype = _supported_dtype(dtype, device)
+        elif not isinstance(dtype, torch.dtype) or (dtype == torch.float16 and device.type == "cpu"):
+            dtype = torch.float32
+        model_kwargs["dtype"] = dtype
+        names = options["adapters"]
+        if names:
+            model_kwargs["adapter_name"] = names[0]
+            in_root = (Path(model_name_or_path) / "adapter_config.json").is_file() or is_peft_model
+            model_kwargs["adapter_kwargs"] = {} if in_root else {"subfolder": "adapter"}
+        model = super()._load_model(
+            model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+        )
+        if _is_quantized(model):
+            model.requires_grad_(False)  # else embeddings, norms and biases would train in silence
+            quantize_embedding_(model, dtype)
+            for name, parameter in model.named_parameters():  # an 8-bit checkpoint comes as it was saved
+                if parameter.is_floating_point() and not _is_trained(name):
+                    parameter.data = parameter.data.to(dtype)
+            model.config.dtype = dtype
+        model.config.lacos_attention = options["attention"]
+        model = accelerate_(model, options["compute_form"], options["training_form"])
+        for name in names[1:]:
+            subfolder = f"adapter/{name}" if not is_peft_model else name
+            model.load_adapter(model_name_or_path, adapter_name=name, adapter_kwargs={"subfolder": subfolder})
+        if names:
+            model.set_adapter(names[0])
+            model.requires_grad_(False)
+        return model.eval()
+
+    @classmethod
+    def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
+        """Load from a saved directory or the Hub; as ST's, and reads `lacos.json` where there is one."""
+        places = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
+        record = super(Transformer, cls).load_config(
+            model_name_or_path, config_filename=RECORD, **{key: kwargs[key] for key in places if key in kwargs}
+        )
+        defaults = kwargs.pop("init_defaults", None) or {}
+        return super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
+
+    def _describe_base(self, model_name_or_path: str) -> dict[str, str | None]:
+        if Path(model_name_or_path).is_dir():
+            return {"name": str(Path(model_name_or_path).resolve()), "revision": None}
+        return {"name": model_name_or_path, "revision": getattr(self.config, "_commit_hash", None)}
+
+    # -- adapters ----------------------------------------------------------------------------------------------
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters, the active one first; empty without adapters."""
+        if not getattr(self.model, "_hf_peft_config_loaded", False):
+            return []
+        active = self.model.active_adapters()
+        return [*active, *(name for name in self.model.peft_config if name not in active)]
+
+    def add_lora(
+        self,
+        rank: int = 16,
+        alpha: int = 32,
+        dropout: float = 0.05,
+        targets: tuple[str, ...] = ("query_key_value",),
+        name: str = "default",
+    ) -> None:
+        """Add a trainable LoRA adapter (arXiv 2106.09685) to the frozen base.
+
+        Args:
+            rank: Inner dimension r of the update B A.
+            alpha: The update is scaled by alpha / rank.
+            dropout: Dropout on the adapter's input while training; above 0 it is also what tells two copies of an
+                unlabelled sentence apart.
+            targets: Linear layers to adapt, of "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h".
+            name: The adapter's name.
+
+        Raises:
+            LacosError: A target that BLOOM does not have, or a name in use.
+        """
+        unknown = sorted(set(targets) - set(LORA_TARGETS))
+        if unknown or not targets:
+            raise LacosError(f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}.")
+        if name in self.adapter_names:
+            raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
+        self.model.add_adapter(config, name)
+
+    def set_trainable(self) -> None:
+        """Let the active adapter train (a loaded adapter is frozen).
+
+        Raises:
+            LacosError: There is no adapter.
+        """
+        if not self.adapter_names:
+            raise LacosError("This model has no adapter to train: call add_lora() first.")
+        active = self.adapter_names[0]
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_adapter(active)
+        self.model.peft_config[active].inference_mode = False
+
+    def merge_adapter(self) -> None:
+        """Fold the active adapter into the base: in float, then quantised again row by row, never added to int8.
+
+        Raises:
+            LacosError: There is no adapter, or more than one.
+        """
+        if len(self.adapter_names) != 1:
+            raise LacosError(
+                f"Merging takes exactly one adapter, and this model has {self.adapter_names or 'none'}: "
+                "delete_adapter() the others first."
+            )
+        name = self.adapter_names[0]
+        for path, layer in list(self.model.named_modules()):
+            if isinstance(layer, LoraLayer):
+                base = layer.get_base_layer()
+                _add_to_weight(base, layer.get_delta_weight(name))
+                parent, _, child = path.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, base)
+        del self.model.peft_config
+        self.model._hf_peft_config_loaded = False
+        self.base = {"name": "merged", "revision": None}
+        self.save_base = True
+
+    # -- text --------------------------------------------------------------------------------------------------
+
+    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """As ST's; `prompt_length` (batch,) counts, for each text, the tokens that lie wholly within the prompt.
+
+        ST counts the prompt by itself, which also drops the first word of a text where a prompt ends in a space:
+        there the tokenizer joins that space to the word.
+        """
+        features = super().preprocess(_never_empty(inputs, prompt, self), prompt=prompt, **kwargs)
+        if prompt and "prompt_length" in features and all(isinstance(text, str) for text in inputs):
+            lengths = self.tokenizer(
+                [prompt + text for text in inputs], truncation=True, return_offsets_mapping=True
+            )["offset_mapping"]
+            features["prompt_length"] = torch.tensor(
+                [sum(0 <= start < end <= len(prompt) for start, end in offsets) for offsets in lengths]
+            )
+        return features
+
+    def _get_prompt_length(self, prompt: str, **kwargs: Any) -> int:
+        return len(prompt)  # a placeholder that `preprocess` replaces by the count of each text
+
+    def _can_flatten_inputs(self) -> bool:
+        if not self.unpad_inputs:
+            return False
+        from transformers import DataCollatorWithFlattening
+
+        self.data_collator = DataCollatorWithFlattening(return_seq_idx=True, return_flash_attn_kwargs=True)
+        self._flatten_position_offset = 0
+        return True
+
+    # -- saving ------------------------------------------------------------------------------------------------
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        """Write base (if `save_base`), adapters, tokenizer and settings, as safetensors only.
+
+        Self-contained: the 8-bit base in the root, the active adapter in `adapter/`, others in `adapter/<name>/`.
+        By reference: the active adapter in the root with its base's name, others in `<name>/`.
+
+        Raises:
+            LacosError: `safe_serialization=False`, or nothing to save (no adapter and no base).
+        """
+        if not safe_serialization:
+            raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
+        root = Path(output_path)
+        names = self.adapter_names
+        if not names and not self.save_base:
+            raise LacosError(f"There is no adapter to save, and the base stays at {self.base['name']!r}: add_lora() first.")
+        if self.save_base:
+            self._save_base(root)
+        for position, name in enumerate(names):
+            folder = root / "adapter" if self.save_base else root
+            self._save_adapter(folder if position == 0 else folder / name, name)
+        self.processor.save_pretrained(output_path)
+        self.save_config(output_path)
+        record = {
+            "quantization": self.quantization,
+            "compute_form": self.compute_form,
+            "training_form": self.training_form,
+            "attention": self.attention,
+            "template": self.template,
+            "adapters": names,
+            "base": self.base,
+        }
+        (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _save_base(self, root: Path) -> None:
+        state = {}
+        for key, tensor in self.model.state_dict().items():
+            if not _is_trained(key):
+                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
+        save_torch_state_dict(state, root, max_shard_size="4GB")
+        config = deepcopy(self.model.config)
+        config.architectures = ["BloomModel"]
+        config.save_pretrained(root)
+
+    def _save_adapter(self, folder: Path, name: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        config = deepcopy(self.model.peft_config[name])
+        config.inference_mode = True
+        config.base_model_name_or_path = self.base["name"]
+        config.revision = self.base["revision"]
+        config.save_pretrained(str(folder))
+        state = self.model.get_adapter_state_dict(name)
+        tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """ST's settings, with what stock ST needs to load the same 8-bit model with its adapter."""
+        config = super().get_config_dict()
+        model_kwargs: dict[str, Any] = {}
+        if self.adapter_names and self.save_base:
+            model_kwargs["adapter_kwargs"] = {"subfolder": "adapter"}
+        if not self.save_base:
+            model_kwargs["dtype"] = str(self.model.dtype).removeprefix("torch.")
+            if self.quantization == "int8":
+                model_kwargs["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+        if model_kwargs:
+            config["model_kwargs"] = model_kwargs
+        config["processor_kwargs"] = {"padding_side": "right", "model_max_length": self.max_seq_length}
+        return config
+
+
+def adapter_state(directory: Path, name: str) -> dict[str, torch.Tensor]:
+    """Read a saved adapter's tensors under the names they have in `LacosTransformer.state_dict()`."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(str(directory / "adapter_model.safetensors"))
+    state = {}
+    for key, tensor in tensors.items():
+        key = "model." + key.removeprefix("base_model.model.")
+        for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"):
+            key = key.replace(f".{part}.", f".{part}.{name}.")
+        state[key] = tensor
+    return state
+
+
+def read_adapter_config(directory: Path) -> PeftConfig:
+    """Read `adapter_config.json` in a directory."""
+    return PeftConfig.from_pretrained(str(directory))
+
+
+def _is_quantized(model: nn.Module) -> bool:
+    return any(parameter.dtype == torch.int8 for parameter in model.parameters())
+
+
+def _is_hub_name(name: str | None) -> bool:
+    return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
+
+
+def _supported_dtype(dtype: Any, device: torch.device) -> torch.dtype:
+    """Compute dtype of an 8-bit model: what the device does well; fp32 stays fp32 only where 16 bits are slow."""
+    fast = default_compute_dtype(device)
+    return dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
+
+
+def _apply_template(tokenizer: Any, template: str) -> None:
+    """Write the template into the tokenizer's post-processor: prefix ids, the text, suffix ids."""
+    if template.count("{text}") != 1:
+        raise LacosError(f"The template {template!r} must contain {{text}} exactly once.")
+    prefix, _, suffix = template.partition("{text}")
+    backend = tokenizer.backend_tokenizer
+    pieces, specials = ["$A"], []
+    for name, text, where in (("<lacos-prefix>", prefix, 0), ("<lacos-suffix>", suffix, len(pieces))):
+        if text:
+            ids = backend.encode(text, add_special_tokens=False).ids
+            specials.append({"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]})
+            pieces.insert(where if where == 0 else len(pieces), name)
+    backend.post_processor = TemplateProcessing(single=pieces, special_tokens=specials)
+    tokenizer.init_kwargs["lacos_template"] = template
+
+
+def template_length(tokenizer: Any, template: str) -> int:
+    """Number of tokens that the template adds to every text."""
+    prefix, _, suffix = template.partition("{text}")
+    return sum(len(tokenizer.encode(part, add_special_tokens=False)) for part in (prefix, suffix) if part)
+
+
+def _never_empty(inputs: Any, prompt: str | None, transformer: LacosTransformer) -> Any:
+    """Give a text without any token (possible only with a bare `{text}` template) the end token."""
+    if prompt or transformer.template != "{text}":
+        return inputs
+    return [text if text != "" else transformer.tokenizer.eos_token for text in inputs]
+
+
+def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Keep a reload (best model, resume) from casting floats into the frozen 8-bit base."""
+    module._state_prefix = prefix
+    if module.quantization == "int8":
+        for key in list(state_dict):
+            if key.startswith(prefix) and not _is_trained(key):
+                del state_dict[key]
+
+
+def _expect_only_trained(module: nn.Module, incompatible: Any) -> None:
+    if module.quantization == "int8":
+        incompatible.missing_keys[:] = [
+            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or _is_trained(key)
+        ]
+
+
+def _is_trained(key: str) -> bool:
+    return "lora_" in key or "modules_to_save" in key
+
+
+def _add_to_weight(layer: nn.Linear, delta: torch.Tensor) -> None:
+    if not isinstance(layer, LacosLinear8bit):
+        layer.weight.data += delta.to(layer.weight.dtype)
+        return
+    rows, scale = layer.int8_weight()
+    merged = rows.float() * scale[:, None] + delta.float()
+    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
+    layer.state.CB = layer.state.SCB = None  # the layer takes both from its new weight
