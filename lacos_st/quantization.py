@@ -1,0 +1,383 @@
+"""8-bit storage and the three ways to compute with it.
+
+A weight matrix ``W (out, in)`` is stored as bitsandbytes stores it: int8 rows ``q`` and one absolute maximum
+per row, ``W[o, i] = q[o, i] * SCB[o] / 127``. The stored bytes never change; what differs is the product ``y
+= x W^T + b``:
+
+- ``w8a8``: each token of ``x`` is rounded to int8 with its own scale; int8 x int8 -> int32. Error of the
+  activations: about 0.7 %.
+- ``w8a16``: ``q`` is cast to x's dtype (exact: integers up to 127), multiplied, row scales applied. No such
+  error.
+- ``bnb``: bitsandbytes' LLM.int8 with its threshold for outlier columns, which depend on the batch.
+
+Scales are applied to the *output* columns, so no dequantised copy of ``W`` in another precision is rounded a
+second time. The weights are frozen: the backward pass needs the gradient of ``x`` only, ``dx = (dy * SCB /
+127) q``.
+
+Which form ``auto`` means is a pure function of the device, its features and the weights, never of timing or
+of the batch, so that an embedding does not depend on who shares its batch.
+
+This is the one file that touches bitsandbytes' internals (``state.SCB``, ``weight.CB``).
+"""
+
+import os
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lacos_st.config import LacosError
+
+ComputeForm = Literal["w8a8", "w8a16", "bnb"]
+
+# oneDNN's instruction sets in the order of its documentation (ONEDNN_MAX_CPU_ISA); those from
+# AVX512_CORE_BF16 on multiply bf16 natively.
+_ISA_ORDER = (
+    "SSE41",
+    "AVX",
+    "AVX2",
+    "AVX2_VNNI",
+    "AVX2_VNNI_2",
+    "AVX512_CORE",
+    "AVX512_CORE_VNNI",
+    "AVX512_CORE_BF16",
+    "AVX512_CORE_FP16",
+    "AVX512_CORE_AMX",
+    "AVX512_CORE_AMX_FP16",
+    "DEFAULT",
+)
+
+
+@lru_cache
+def _has_fast_bf16(max_isa: str) -> bool:
+    """Whether this CPU multiplies bf16 natively, given the user's limit on instruction sets."""
+    allowed = _ISA_ORDER.index(max_isa) if max_isa in _ISA_ORDER else len(_ISA_ORDER)
+    return allowed >= _ISA_ORDER.index("AVX512_CORE_BF16") and torch.cpu._is_avx512_bf16_supported()
+
+
+def has_fast_bf16() -> bool:
+    """Whether bf16 products are faster than fp32 ones on this CPU (AVX-512 bf16 or AMX, not switched off).
+
+    Honours oneDNN's ``ONEDNN_MAX_CPU_ISA`` and its older name ``DNNL_MAX_CPU_ISA``.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    return _has_fast_bf16(limit.upper())
+
+
+def default_compute_dtype(device: torch.device | str) -> torch.dtype:
+    """Return the fastest dtype that is safe on ``device``.
+
+    CPU: bf16 where it is native, else fp32; never fp16, which CPUs emulate. CUDA: bf16 from Ampere on, else
+        fp16.
+
+    Args:
+        device: Where the model runs.
+
+    Returns:
+        The dtype for activations, biases and layer norms.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    return torch.bfloat16 if has_fast_bf16() else torch.float32
+
+
+def resolve_compute_form(form: str, device: torch.device | str, training: bool) -> ComputeForm:
+    """Turn ``auto`` into the form used on ``device``.
+
+    Args:
+        form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``.
+        device: Where the model runs.
+        training: Whether the form is for training steps (where ``auto`` keeps activations in 16 bits).
+
+    Returns:
+        The form.
+
+    Raises:
+        LacosError: If ``form`` is none of them.
+    """
+    if form == "auto":
+        return "w8a16" if training else "w8a8"
+    if form not in get_args(ComputeForm):
+        raise LacosError(
+            f"compute form {form!r} does not exist: choose auto, {', '.join(get_args(ComputeForm))}."
+        )
+    return form  # type: ignore[return-value]
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round each row of ``x`` to int8 with its own scale.
+
+    Args:
+        x: (N, K), floating.
+
+    Returns:
+        ``q`` (N, K) int8 and ``scale`` (N, 1) fp32 with ``x ~ q * scale``.
+    """
+    scale = x.abs().amax(-1, keepdim=True).float().clamp_min(1e-20) / 127
+    return torch.round(x / scale).to(torch.int8), scale
+
+
+def _product_w8a8(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    rows = x.shape[0]
+    q, row_scale = quantize_rows(x)
+    if x.is_cuda and rows <= 16:  # cuBLASLt's integer product wants more than 16 rows
+        q = functional.pad(q, (0, 0, 0, 17 - rows))
+    y = torch._int_mm(q, weight.t())[:rows] * row_scale
+    y = y * scale if bias is None else torch.addcmul(bias.float(), y, scale)
+    return y.to(x.dtype)
+
+
+def _product_w8a16(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    if x.dtype == torch.float16:  # 127 x activations may leave fp16's range: scale the weight, not the output
+        return functional.linear(x, (weight * scale[:, None]).to(x.dtype), bias)
+    y = functional.linear(x, weight.to(x.dtype))
+    scale = scale.to(x.dtype) if x.dtype == torch.float32 else scale
+    return (y * scale).to(x.dtype) if bias is None else torch.addcmul(bias.float(), y, scale).to(x.dtype)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    """``x W^T + b`` over a frozen 8-bit ``W``: keeps no activation, its backward needs the weights only."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, form: str) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return (_product_w8a8 if form == "w8a8" else _product_w8a16)(x, weight, scale, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
+        (dy,) = grads
+        weight, scale = ctx.saved_tensors
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
+        if ctx.needs_input_grad[3]:
+            dbias = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return dx, None, None, dbias, None
+
+
+class LacosLinear8bit(bnb.nn.Linear8bitLt):
+    """bitsandbytes' 8-bit linear layer with a choice of product; same bytes, same state-dict keys.
+
+    Made from a loaded stock layer with `convert_linear_`. It remains a ``bnb.nn.Linear8bitLt`` for PEFT.
+
+    Attributes:
+        compute_form: The product in ``eval()`` mode.
+        training_form: The product in ``train()`` mode.
+    """
+
+    compute_form: ComputeForm
+    training_form: ComputeForm
+
+    def int8_weight(self) -> tuple[Tensor, Tensor]:
+        """Return int8 rows (out, in) and fp32 scales (out,) with ``W ~ rows * scales[:, None]``."""
+        self._adopt()
+        if self.weight.SCB is None:
+            raise LacosError(
+                "this 8-bit layer holds no quantised weight yet: move the model to a device first "
+                "(`model.to('cpu')`)."
+            )
+        return self.weight.data, self.weight.SCB * (1 / 127)
+
+    def _adopt(self) -> None:
+        """Keep the scales on the weight, where they are loaded, saved, copied and merged.
+
+        bitsandbytes moves them to ``state`` at the first forward pass; a layer so used can no longer load a
+        state dict. References to the bytes other than the weight itself only go stale or double the memory.
+        """
+        if self.state.SCB is not None:
+            if self.weight.SCB is None:
+                self.weight.SCB = self.state.SCB
+            self.state.SCB = None
+        self.weight.CB = self.state.CB = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute ``x W^T + b``.
+
+        Args:
+            x: (..., in), floating.
+
+        Returns:
+            (..., out) in x's dtype (under autocast: in autocast's).
+        """
+        form = self.training_form if self.training else self.compute_form
+        weight, scale = self.int8_weight()
+        if form == "bnb":
+            self.weight.CB = weight
+            y = super().forward(x)
+            self._adopt()
+            return y
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        flat = x.reshape(-1, x.shape[-1])
+        bias = self.bias
+        if torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad)):
+            y = _FrozenLinear.apply(flat, weight, scale, bias, form)
+        else:
+            y = (_product_w8a8 if form == "w8a8" else _product_w8a16)(flat, weight, scale, bias)
+        return y.view(*x.shape[:-1], y.shape[-1])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LacosLinear8bit":
+        self._adopt()
+        scales = self.weight.SCB
+        super()._apply(fn, recurse)
+        if (
+            scales is not None
+        ):  # they follow the weight to its device, but stay in fp32 whatever the model's dtype
+            self.weight.SCB = scales.to(self.weight.device)
+        self._adopt()
+        return self
+
+
+def convert_linear_(
+    model: nn.Module, compute_form: ComputeForm = "w8a8", training_form: ComputeForm = "w8a16"
+) -> int:
+    """Give every quantised ``bnb.nn.Linear8bitLt`` in ``model`` our class, in place.
+
+    Args:
+        model: Any module; layers with trainable (fp16) weights are left alone.
+        compute_form: Product in ``eval()`` mode.
+        training_form: Product in ``train()`` mode.
+
+    Returns:
+        How many layers now have our class.
+    """
+    count = 0
+    for layer in model.modules():
+        if not isinstance(layer, bnb.nn.Linear8bitLt) or layer.state.has_fp16_weights:
+            continue
+        layer.__class__ = LacosLinear8bit
+        layer.compute_form, layer.training_form = compute_form, training_form
+        layer._adopt()
+        count += 1
+    return count
+
+
+# Rows whose largest entry is below this are stored as zeros: fp16 could not carry them through a saved file
+# exactly.
+_SMALLEST_ROW = 2.0**-16
+
+
+def quantize_table(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise an embedding table by rows such that writing it in 16 bits and quantising again gives the same
+    bytes.
+
+    The scale is rounded to bf16 first, which fp16 holds as well. A row's largest entry is then +-127, stored
+    exactly as +-absmax in bf16, fp16 or fp32; every other entry moves by at most a quarter of a step (bf16:
+    127 * 2^-9), short of the half that would change its integer.
+
+    Args:
+        table: (V, H), floating.
+
+    Returns:
+        int8 rows (V, H) and absmax (V,) in fp32 (each exactly representable in bf16).
+    """
+    rows = torch.empty(table.shape, dtype=torch.int8, device=table.device)
+    absmax = torch.empty(len(table), dtype=torch.float32, device=table.device)
+    for start in range(0, len(table), 8192):  # bounded scratch memory: the table may be gigabytes
+        part = table[start : start + 8192].float()
+        scale = part.abs().amax(1).bfloat16().float()
+        scale[scale < _SMALLEST_ROW] = 0
+        inverse = torch.where(scale > 0, 127 / scale, 0)
+        rows[start : start + 8192] = (part * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        absmax[start : start + 8192] = scale
+    return rows, absmax
+
+
+class LacosEmbedding8bit(bnb.nn.Embedding8bit):
+    """An embedding table of int8 rows with one absolute maximum each; looked up without a dequantised table.
+
+    Its state dict holds one floating ``weight``, which stock transformers reads; loading that restores the same
+    bytes.
+
+    Args:
+        table: (V, H) floating weights to quantise.
+        dtype: Of the rows returned by a lookup.
+        padding_idx: As in ``nn.Embedding``.
+    """
+
+    def __init__(self, table: Tensor, dtype: torch.dtype, padding_idx: int | None = None) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = table.shape
+        self.padding_idx = padding_idx
+        self.max_norm, self.norm_type = None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.dtype = dtype
+        self._set(*quantize_table(table.detach()))
+
+    @classmethod
+    def from_quantized(
+        cls, rows: Tensor, absmax: Tensor, dtype: torch.dtype, padding_idx: int | None = None
+    ) -> "LacosEmbedding8bit":
+        """Wrap a table that is int8 already: rows (V, H) int8 and absmax (V,) (bf16-representable)."""
+        layer = cls(torch.zeros(1, rows.shape[1]), dtype, padding_idx)
+        layer.num_embeddings = len(rows)
+        layer._set(rows, absmax.float())
+        return layer
+
+    def _set(self, rows: Tensor, absmax: Tensor) -> None:
+        # A buffer: sentence-transformers casts modules to the dtype of a model's first parameter.
+        self.register_buffer("weight", rows)
+        self.weight.SCB = absmax
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up token ids (...) -> (..., H) in ``self.dtype``."""
+        ids = input.reshape(-1)
+        scale = self.weight.SCB.index_select(0, ids) * (1 / 127)
+        rows = self.weight.data.index_select(0, ids) * scale[:, None]
+        return rows.to(self.dtype).view(*input.shape, -1)
+
+    def dequantize(self, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Return the whole table (V, H) in ``dtype``."""
+        table = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+        for start in range(0, len(table), 8192):
+            part = slice(start, start + 8192)
+            table[part] = self.weight.data[part] * (self.weight.SCB[part] * (1 / 127))[:, None]
+        return table
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LacosEmbedding8bit":
+        absmax = self.weight.SCB
+        super()._apply(fn, recurse)
+        self.weight.SCB = absmax.to(self.weight.device)
+        floating = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
+        self.dtype = floating.dtype  # a model cast to another dtype expects its embeddings in it
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.dequantize(self.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        table = state_dict.get(prefix + "weight")
+        if table is None:
+            args[2].append(prefix + "weight")  # local_metadata, strict, missing_keys, ...
+            return
+        if tuple(table.shape) != tuple(self.weight.shape):
+            args[4].append(
+                f"size mismatch for {prefix}weight: the saved table is {tuple(table.shape)}, "
+                f"this one {tuple(self.weight.shape)}."
+            )
+            return
+        rows, absmax = quantize_table(table)
+        self.weight.data.copy_(rows)
+        self.weight.SCB.copy_(absmax)
+
+
+def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Replace the model's input embedding table by an 8-bit one, in place.
+
+    Args:
+        model: A transformers model (anything with ``get_input_embeddings``).
+        dtype: Of looked-up rows; the table's own by default.
+
+    Returns:
+        ``model``. Nothing happens if the table is 8-bit already.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(table, LacosEmbedding8bit):
+        quantized = LacosEmbedding8bit(table.weight, dtype or table.weight.dtype, table.padding_idx)
+        model.set_input_embeddings(quantized)  # type: ignore[operator]
+    return model
