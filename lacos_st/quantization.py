@@ -20,6 +20,7 @@ of the batch, so that an embedding does not depend on who shares its batch.
 This is the one file that touches bitsandbytes' internals (``state.SCB``, ``weight.CB``).
 """
 
+import copy
 import os
 from functools import lru_cache
 from typing import Any, Literal, get_args
@@ -207,10 +208,12 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         form = self.training_form if self.training else self.compute_form
         weight, scale = self.int8_weight()
         if form == "bnb":
-            self.weight.CB = weight
-            y = super().forward(x)
-            self._adopt()
-            return y
+            state = copy.copy(
+                self.state
+            )  # its backward pass reads the bytes from a state that stays as it is
+            state.CB, state.SCB, state.is_training = weight, self.weight.SCB, self.training
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return bnb.matmul(x, self.weight, bias=bias, state=state)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         flat = x.reshape(-1, x.shape[-1])
@@ -263,8 +266,7 @@ _SMALLEST_ROW = 2.0**-16
 
 
 def quantize_table(table: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise an embedding table by rows such that writing it in 16 bits and quantising again gives the same
-    bytes.
+    """Quantise an embedding table by rows; written in 16 bits and quantised again it has the same bytes.
 
     The scale is rounded to bf16 first, which fp16 holds as well. A row's largest entry is then +-127, stored
     exactly as +-absmax in bf16, fp16 or fp32; every other entry moves by at most a quarter of a step (bf16:
@@ -291,8 +293,8 @@ def quantize_table(table: Tensor) -> tuple[Tensor, Tensor]:
 class LacosEmbedding8bit(bnb.nn.Embedding8bit):
     """An embedding table of int8 rows with one absolute maximum each; looked up without a dequantised table.
 
-    Its state dict holds one floating ``weight``, which stock transformers reads; loading that restores the same
-    bytes.
+    Its state dict holds one floating ``weight``, which stock transformers reads; loading that restores the
+    same bytes.
 
     Args:
         table: (V, H) floating weights to quantise.

@@ -1,0 +1,306 @@
+"""The packed forward pass equals transformers' own, whatever the packing, and its gradients too."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
+
+from lacos_st import bloom
+from lacos_st.bloom import LacosBloomModel, accelerate_, attend
+from lacos_st.config import LacosError
+
+VOCAB, HIDDEN, LAYERS, HEADS = 97, 48, 3, 6  # 6 heads: ALiBi's slopes for a number that is no power of 2
+
+
+def stock(seed=0, **config):
+    torch.manual_seed(seed)
+    settings_ = {"vocab_size": VOCAB, "hidden_size": HIDDEN, "n_layer": LAYERS, "n_head": HEADS} | config
+    model = BloomModel(BloomConfig(**settings_)).eval()
+    for parameter in model.parameters():  # stock initialisation leaves biases 0 and layer norms 1
+        parameter.data.normal_(0, 0.15 if parameter.dim() > 1 else 0.3)
+    return model
+
+
+def fast(**kwargs):
+    return accelerate_(stock(**kwargs))
+
+
+def batch(lengths, width=None, side="right", seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    width = width or max(lengths)
+    ids, mask = (
+        torch.zeros(len(lengths), width, dtype=torch.long),
+        torch.zeros(len(lengths), width, dtype=torch.long),
+    )
+    for row, length in enumerate(lengths):
+        place = slice(0, length) if side == "right" else slice(width - length, width)
+        ids[row, place] = torch.randint(1, VOCAB, (length,), generator=generator)
+        mask[row, place] = 1
+    return ids, mask
+
+
+def flatten(ids, mask):
+    lengths = mask.sum(1)
+    return ids[mask.bool()][None], torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("lengths", [[9], [5, 5, 5], [1, 7, 3, 12, 12], [200, 3, 180, 131]])
+def test_equals_transformers(lengths, side):
+    ids, mask = batch(lengths, side=side)
+    reference = stock()
+    with torch.no_grad():
+        expected = reference(ids, attention_mask=mask, output_hidden_states=True)
+        result = fast()(ids, attention_mask=mask, output_hidden_states=True)
+    real = mask.bool()
+    assert len(result.hidden_states) == len(expected.hidden_states) == LAYERS + 1
+    for ours, theirs in zip(result.hidden_states, expected.hidden_states, strict=True):
+        torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=1e-5)
+    assert result.last_hidden_state[~real].abs().sum() == 0
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12])
+def test_slopes_are_transformers(heads):
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    torch.testing.assert_close(
+        torch.tensor(bloom.alibi_slopes(heads)), _get_alibi_slopes(heads, torch.device("cpu"))
+    )
+
+
+def test_flattened_equals_padded():
+    ids, mask = batch([4, 150, 9, 9, 1])
+    model = fast()
+    flat, cu = flatten(ids, mask)
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask).last_hidden_state
+        packed = model(flat, cu_seq_lens_q=cu, max_length_q=150).last_hidden_state
+    assert packed.shape == (1, int(mask.sum()), HIDDEN)
+    torch.testing.assert_close(packed[0], padded[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+def test_empty_sequences_stay_finite():
+    model = fast()
+    ids, mask = batch([3, 0, 5])
+    flat, cu = flatten(ids, mask)
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask).last_hidden_state
+        packed = model(flat, cu_seq_lens_q=cu).last_hidden_state
+        nothing = model(ids, attention_mask=torch.zeros_like(mask), output_hidden_states=True)
+    assert padded.isfinite().all()
+    torch.testing.assert_close(packed[0], padded[mask.bool()])
+    assert nothing.last_hidden_state.shape == (3, 5, HIDDEN)
+    assert all(state.isfinite().all() and state.shape == (3, 5, HIDDEN) for state in nothing.hidden_states)
+    empty = model(torch.zeros(1, 0, dtype=torch.long), cu_seq_lens_q=torch.tensor([0, 0])).last_hidden_state
+    assert empty.shape == (1, 0, HIDDEN)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=2, max_size=7),
+    order=st.randoms(use_true_random=False),
+    extra=st.integers(0, 9),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_invariant_to_mates_order_padding_and_packing(lengths, order, extra, side):
+    model = fast()
+    ids, mask = batch(lengths, width=max(lengths) + extra, side=side)
+    rows = list(range(len(lengths)))
+    order.shuffle(rows)
+    with torch.no_grad():
+        together = model(ids, attention_mask=mask).last_hidden_state
+        shuffled = model(ids[rows], attention_mask=mask[rows]).last_hidden_state
+        alone = model(ids[:1][mask[:1].bool()][None]).last_hidden_state
+        flat, cu = flatten(ids[rows], mask[rows])
+        packed = model(flat, cu_seq_lens_q=cu).last_hidden_state
+    torch.testing.assert_close(shuffled, together[rows], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(alone[0], together[0][mask[0].bool()], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(packed[0], together[rows][mask[rows].bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("lengths", [[7, 3, 12, 12, 9], [140, 20]])
+def test_gradients_equal_transformers(lengths, checkpointing):
+    """Every parameter's, as when a model is pretrained with this code."""
+    ids, mask = batch(lengths)  # with left padding transformers' own result is NaN in fp64
+    weight = torch.randn(*ids.shape, HIDDEN, dtype=torch.double) * mask[..., None]
+    gradients = []
+    for model in (stock().double(), fast().double()):
+        model.train()
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        (model(ids, attention_mask=mask).last_hidden_state * weight).sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        # stock computes its ALiBi in fp32 even here
+        torch.testing.assert_close(gradients[1][name], expected, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_checkpointing_recomputes_blocks():
+    model = fast().train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    calls = []
+    model.h[0].mlp.dense_h_to_4h.register_forward_hook(lambda *_: calls.append(1))
+    ids, mask = batch([5, 4])
+    model(ids, attention_mask=mask).last_hidden_state.sum().backward()
+    assert len(calls) == 2
+
+
+def eager_attention(qkv, lengths, heads, symmetric):
+    """ALiBi attention by its definition, in fp64, sequence by sequence."""
+    hidden = qkv.shape[1] // 3
+    slopes = torch.tensor(bloom.alibi_slopes(heads), dtype=torch.double)[:, None, None]
+    outputs, start = [], 0
+    for length in lengths:
+        part = qkv[start : start + length].double().view(length, heads, 3, hidden // heads)
+        q, k, v = part.permute(2, 1, 0, 3)
+        distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+        scores = q @ k.mT / math.sqrt(hidden // heads) - slopes * distance.abs()
+        if not symmetric:
+            scores = scores.masked_fill(distance > 0, -math.inf)
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(length, hidden))
+        start += length
+    return torch.cat(outputs)
+
+
+def layout_of(lengths):
+    lengths = sorted(lengths, reverse=True)
+    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
+    return bloom._layout(lengths, starts, None, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("lengths", [[12, 10, 10, 3, 1], [300, 300, 160, 5]])
+def test_attention_by_definition(lengths, symmetric):
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3 * HIDDEN, requires_grad=True)
+    ours = attend(qkv, layout_of(lengths), HEADS, symmetric)
+    reference = eager_attention(qkv, lengths, HEADS, symmetric)
+    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(ours)
+    (actual,) = torch.autograd.grad((ours * weight).sum(), qkv)
+    (expected,) = torch.autograd.grad((reference * weight).sum(), qkv)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [64, 2048])
+def test_bf16_attention_does_not_lose_precision_with_length(length):
+    torch.manual_seed(0)
+    heads, hidden = 16, 1024
+    qkv = torch.randn(length, 3 * hidden).bfloat16()
+    with torch.no_grad():
+        ours = attend(qkv, layout_of([length]), heads)
+        reference = eager_attention(qkv, [length], heads, symmetric=False)
+    assert (ours.double() - reference).norm() / reference.norm() < 3e-3
+
+
+def test_symmetric_model_sees_both_sides_and_ignores_padding():
+    model = accelerate_(stock(lacos_attention="symmetric"))
+    ids, mask = batch([6, 9, 4])
+    with torch.no_grad():
+        first = model(ids, attention_mask=mask).last_hidden_state
+        alone = model(ids[2:, :4]).last_hidden_state
+        ids[0, 5] = ids[0, 5] % (VOCAB - 1) + 1
+        changed = model(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(alone[0], first[2, :4], atol=1e-5, rtol=1e-5)
+    assert (changed[0, 0] - first[0, 0]).abs().max() > 1e-4
+    torch.testing.assert_close(changed[1:], first[1:])
+    with pytest.raises(LacosError, match="sideways"):
+        accelerate_(stock(lacos_attention="sideways"))
+
+
+def test_attention_dropout_and_hidden_dropout_only_in_training():
+    model = fast(attention_dropout=0.5, hidden_dropout=0.5)
+    ids, _ = batch([9, 9])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).last_hidden_state, model(ids).last_hidden_state)
+        model.train()
+        assert (model(ids).last_hidden_state - model(ids).last_hidden_state).abs().max() > 0.01
+
+
+def test_caches_and_attentions_go_through_transformers():
+    ids, mask = batch([8, 8])
+    model, reference = fast(), stock()
+    with torch.no_grad():
+        expected = reference(ids, attention_mask=mask, use_cache=True, output_attentions=True)
+        result = model(ids, attention_mask=mask, use_cache=True, output_attentions=True)
+    assert result.past_key_values.get_seq_length() == 8
+    torch.testing.assert_close(result.attentions, expected.attentions)
+    embedded = model(inputs_embeds=model.word_embeddings(ids), attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(embedded, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+
+
+def test_input_errors():
+    model = fast()
+    ids, _ = batch([4])
+    with pytest.raises(ValueError, match="cu_seq_lens_q ending at 9"):
+        model(ids, cu_seq_lens_q=torch.tensor([0, 9]))
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="attention_mask"):
+        model(ids, attention_mask=torch.ones(1, 1, 4, 4))
+    with pytest.raises(LacosError, match="Linear"):
+        accelerate_(torch.nn.Linear(2, 2))
+
+
+def test_from_pretrained_and_back(tmp_path):
+    reference = stock()
+    reference.save_pretrained(tmp_path / "stock")
+    model = LacosBloomModel.from_pretrained(tmp_path / "stock").eval()
+    model.save_pretrained(tmp_path / "ours")
+    again = AutoModel.from_pretrained(tmp_path / "ours").eval()
+    assert type(again) is BloomModel
+    ids, mask = batch([5, 8])
+    with torch.no_grad():
+        expected = reference(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(again(ids, attention_mask=mask).last_hidden_state, expected)
+        ours = model(ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(ours[mask.bool()], expected[mask.bool()], atol=1e-5, rtol=1e-5)
+
+
+@pytest.fixture
+def int8_model(tmp_path):
+    stock().save_pretrained(tmp_path)
+    return lambda: AutoModel.from_pretrained(
+        tmp_path, quantization_config=BitsAndBytesConfig(load_in_8bit=True), dtype=torch.float32
+    ).eval()
+
+
+@pytest.mark.parametrize("accelerate_first", [False, True])
+@pytest.mark.parametrize("form", ["w8a8", "w8a16", "bnb"])
+def test_lora_over_int8_trains_with_the_right_gradients(int8_model, form, accelerate_first):
+    """Against the same adapters over a full-precision copy of the same int8 weights."""
+    torch.manual_seed(0)
+    model = int8_model()
+    adapter = LoraConfig(r=4, target_modules=["query_key_value", "dense_4h_to_h"], init_lora_weights=False)
+    if accelerate_first:
+        accelerate_(model, form, form)
+    model.add_adapter(adapter)
+    if not accelerate_first:
+        accelerate_(model, form, form)
+    reference = stock()
+    state = {name.replace("base_layer.", ""): value for name, value in model.state_dict().items()}
+    for name, value in list(state.items()):
+        if f"{name.removesuffix('weight')}SCB" in state and name.endswith("weight"):
+            state[name] = value * (state[f"{name.removesuffix('weight')}SCB"] / 127)[:, None]
+    reference.load_state_dict({k: v for k, v in state.items() if k in reference.state_dict()})
+    reference.add_adapter(adapter)
+    reference.load_state_dict({k: v for k, v in model.state_dict().items() if "lora_" in k}, strict=False)
+    ids, mask = batch([7, 30, 12])
+    weight = torch.randn(*ids.shape, HIDDEN) * mask[..., None]
+    gradients = []
+    for each in (reference, model):
+        each.train()
+        (each(ids, attention_mask=mask).last_hidden_state * weight).sum().backward()
+        found = {k: p.grad.flatten() for k, p in each.named_parameters() if p.requires_grad}
+        assert found
+        assert all("lora_" in name for name in found)
+        gradients.append(torch.cat([found[k] for k in sorted(found)]))
+    cosine = torch.cosine_similarity(*gradients, dim=0)
+    error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert cosine > (0.999 if form == "w8a8" else 0.99999)
+    assert error < (3e-2 if form == "w8a8" else 1e-3)

@@ -1,0 +1,238 @@
+"""8-bit layers: the stored bytes survive everything, the products are what they claim."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lacos_st import quantization
+from lacos_st.config import LacosError
+from lacos_st.quantization import (
+    LacosEmbedding8bit,
+    LacosLinear8bit,
+    convert_linear_,
+    default_compute_dtype,
+    quantize_embedding_,
+    quantize_table,
+    resolve_compute_form,
+)
+
+IN, OUT = 64, 96
+
+
+def stock_layer(bias=True, dtype=torch.float32):
+    torch.manual_seed(0)
+    layer = bnb.nn.Linear8bitLt(IN, OUT, bias=bias, has_fp16_weights=False, threshold=6.0)
+    layer.weight.data.normal_()
+    layer = layer.to("cpu")
+    if bias:
+        layer.bias.data = torch.randn(OUT, dtype=dtype)
+        layer.bias.requires_grad_(False)
+    return layer
+
+
+def lacos_layer(form, **kwargs):
+    parent = nn.Sequential(stock_layer(**kwargs)).eval()
+    assert convert_linear_(parent, form, form) == 1
+    return parent[0]
+
+
+def dense(layer):
+    rows, scales = layer.int8_weight()
+    return rows * scales[:, None]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("form", "tolerance"), [("w8a8", 1.2e-2), ("w8a16", 1e-6), ("bnb", 1.2e-2)])
+def test_products(form, tolerance, dtype, bias):
+    layer = lacos_layer(form, bias=bias, dtype=dtype)
+    x = torch.randn(3, 5, IN).to(dtype)
+    expected = torch.nn.functional.linear(x.float(), dense(layer), layer.bias.float() if bias else None)
+    y = layer(x)
+    assert y.shape == (3, 5, OUT)
+    assert y.dtype == dtype
+    assert (y.float() - expected).norm() / expected.norm() < tolerance + (
+        4e-3 if dtype == torch.bfloat16 else 0
+    )
+
+
+@pytest.mark.parametrize("form", ["w8a8", "w8a16"])
+def test_input_gradient_is_exact_and_nothing_is_kept(form):
+    layer = lacos_layer(form).train()
+    x = torch.randn(7, IN, requires_grad=True)
+    weight = torch.randn(7, OUT)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
+        y = layer(x)
+    (y * weight).sum().backward()
+    torch.testing.assert_close(x.grad, weight @ dense(layer), rtol=1e-5, atol=1e-4)
+    assert not any(7 in shape for shape in saved), "a frozen layer has no use for its activations in backward"
+
+
+def test_bias_may_train():
+    layer = lacos_layer("w8a16").train()
+    layer.bias.requires_grad_(True)
+    layer(torch.randn(7, IN)).sum().backward()
+    torch.testing.assert_close(layer.bias.grad, torch.full((OUT,), 7.0))
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 6), scale=st.floats(1e-6, 1e6), other=st.floats(1e-6, 1e6))
+def test_w8a8_rows_do_not_see_each_other(rows, scale, other):
+    """Also with all-zero rows and rows of any size beside."""
+    layer = lacos_layer("w8a8")
+    x = torch.randn(rows, IN) * scale
+    mates = torch.cat([torch.zeros(1, IN), x, torch.randn(2, IN) * other])
+    torch.testing.assert_close(layer(mates)[1:-2], layer(x), rtol=0, atol=0)
+    torch.testing.assert_close(layer(mates)[0], layer.bias.float())
+
+
+def test_zero_rows_and_empty_input():
+    for form in ("w8a8", "w8a16"):
+        assert lacos_layer(form)(torch.randn(0, IN)).shape == (0, OUT)
+
+
+def test_state_dict_is_bitsandbytes_own_and_loads_both_ways():
+    ours, theirs = lacos_layer("w8a8"), stock_layer()
+    ours(torch.randn(2, IN))
+    saved, expected = ours.state_dict(), theirs.state_dict()
+    assert list(saved) == list(expected)
+    for key in expected:
+        assert saved[key].dtype == expected[key].dtype
+        assert torch.equal(saved[key], expected[key])
+    torch.manual_seed(1)
+    other = bnb.nn.Linear8bitLt(IN, OUT, has_fp16_weights=False).to("cpu")
+    other.load_state_dict(saved)
+    assert torch.equal(other.weight.data, theirs.weight.data)
+    assert torch.equal(other.weight.SCB, theirs.weight.SCB)
+    changed = {**expected, "weight": -expected["weight"], "SCB": expected["SCB"] * 2}
+    ours.load_state_dict(changed)
+    torch.testing.assert_close(dense(ours), -2 * (theirs.weight * (theirs.weight.SCB / 127)[:, None]))
+
+
+def test_deepcopy_dtype_and_device_moves_keep_the_bytes():
+    layer = lacos_layer("w8a8")
+    x = torch.randn(4, IN)
+    expected, (rows, scales) = layer(x), layer.int8_weight()
+    twin = copy.deepcopy(nn.Sequential(layer))
+    twin[0].weight.data.zero_()
+    twin[0].weight.SCB.zero_()
+    assert torch.equal(layer(x), expected), "a copy shares memory with its original"
+    parent = nn.Sequential(layer).to(torch.bfloat16).to("cpu").float()
+    torch.testing.assert_close(parent[0](x), expected, rtol=1e-2, atol=5e-2)  # its bias was in bf16
+    assert layer.weight.SCB.dtype == torch.float32
+    assert torch.equal(layer.int8_weight()[0], rows)
+    assert torch.equal(layer.int8_weight()[1], scales)
+
+
+@pytest.mark.parametrize("form", ["w8a8", "w8a16", "bnb"])
+def test_weights_are_held_once(form):
+    layer = lacos_layer(form)
+    layer(torch.randn(2, IN))
+    held = [layer.weight.data, layer.weight.CB, layer.state.CB]
+    assert sum(t.numel() for t in held if t is not None) == IN * OUT
+
+
+def test_unquantised_and_trainable_layers():
+    layer = nn.Sequential(bnb.nn.Linear8bitLt(IN, OUT, has_fp16_weights=False))
+    convert_linear_(layer)
+    with pytest.raises(LacosError, match="move the model"):
+        layer(torch.randn(1, IN))
+    assert layer.to("cpu")(torch.randn(1, IN)).shape == (1, OUT)
+    trainable = nn.Sequential(bnb.nn.Linear8bitLt(IN, OUT, has_fp16_weights=True))
+    assert convert_linear_(trainable) == 0
+    assert type(trainable[0]) is bnb.nn.Linear8bitLt
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.floats(1e-7, 1e3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_table_survives_saving_bit_by_bit(seed, scale, dtype):
+    generator = torch.Generator().manual_seed(seed)
+    table = torch.randn(50, 32, generator=generator) * scale
+    table[3] = 0
+    embedding = LacosEmbedding8bit(table, dtype)
+    saved = embedding.state_dict()
+    assert list(saved) == ["weight"]
+    assert saved["weight"].dtype == dtype
+    rows, absmax = quantize_table(saved["weight"])
+    assert torch.equal(rows, embedding.weight.data)
+    assert torch.equal(absmax, embedding.weight.SCB)
+    other = LacosEmbedding8bit(torch.randn(50, 32), torch.float32)
+    other.load_state_dict(saved)
+    assert torch.equal(other.weight.data, rows)
+    assert torch.equal(other.weight.SCB, absmax)
+    ids = torch.randint(0, 50, (2, 7), generator=generator)
+    torch.testing.assert_close(other(ids), saved["weight"].float()[ids], rtol=8e-3, atol=1e-7)
+
+
+def test_embedding_keeps_its_place_in_a_model():
+    model = nn.Module()
+    model.table = nn.Embedding(40, 8, padding_idx=3).bfloat16()
+    model.get_input_embeddings = lambda: model.table
+    model.set_input_embeddings = lambda new: setattr(model, "table", new)
+    before = model.table.weight.detach().clone()
+    quantize_embedding_(model)
+    assert isinstance(model.table, bnb.nn.Embedding8bit)
+    assert model.table.padding_idx == 3
+    ids = torch.arange(40)
+    assert model.table(ids).dtype == torch.bfloat16
+    torch.testing.assert_close(model.table(ids), before, rtol=2e-2, atol=2e-2)
+    assert copy.deepcopy(model.table).float()(ids).dtype == torch.float32
+    assert quantize_embedding_(model).table is model.table
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict({"table.weight": torch.zeros(41, 8)})
+    with pytest.raises(RuntimeError, match="Missing"):
+        model.load_state_dict({})
+    packed = LacosEmbedding8bit.from_quantized(model.table.weight.data, model.table.weight.SCB, torch.float32)
+    torch.testing.assert_close(packed(ids), model.table.float()(ids))
+
+
+def test_forms_and_dtypes():
+    assert resolve_compute_form("auto", "cpu", training=False) == "w8a8"
+    assert resolve_compute_form("auto", "cpu", training=True) == "w8a16"
+    assert resolve_compute_form("bnb", "cpu", training=True) == "bnb"
+    with pytest.raises(LacosError, match="w4a4"):
+        resolve_compute_form("w4a4", "cpu", training=False)
+    assert default_compute_dtype("cpu") in (torch.bfloat16, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("isa", "native", "expected"),
+    [
+        ("AVX2", True, False),
+        ("AVX512_CORE_VNNI", True, False),
+        ("DEFAULT", True, True),
+        ("DEFAULT", False, False),
+    ],
+)
+def test_bf16_only_where_native(monkeypatch, isa, native, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+    quantization._has_fast_bf16.cache_clear()
+    assert (default_compute_dtype("cpu") == torch.bfloat16) is expected
+    quantization._has_fast_bf16.cache_clear()
+
+
+def test_import_has_no_side_effect_on_bitsandbytes():
+    code = (
+        "import bitsandbytes as bnb; before = bnb.nn.Linear8bitLt.forward; import lacos_st.quantization; "
+        "assert bnb.nn.Linear8bitLt.forward is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
+
+
+def test_class_is_bitsandbytes_for_peft():
+    assert isinstance(lacos_layer("w8a8"), bnb.nn.Linear8bitLt)
+    assert issubclass(LacosLinear8bit, bnb.nn.Linear8bitLt)
