@@ -3,15 +3,15 @@
 A cache that is keyed by a model's file name returns yesterday's scores after one more training step. So every
 cache in this package is keyed by content: a SHA-256 over
 
-* every entry of the state dict, in name order: name, dtype, shape and raw bytes (int8 weights with their scales,
-  adapters, poolings and dense layers alike);
-* what decides the embeddings but is no tensor: the modules' configurations, the tokenizer (its vocabulary, its
-  post-processor with end tokens and templates, its padding side), prompts, truncation, the strength, choice and
-  on/off state of adapters, and the compute form of 8-bit layers.
+* every entry of the state dict, in name order: name, dtype, shape and raw bytes (int8 weights with their
+  scales, adapters, poolings and dense layers alike);
+* what decides the embeddings but is no tensor: the modules' configurations, the tokenizer (its vocabulary,
+  its post-processor with end tokens and templates, its padding side), prompts, truncation, the strength,
+  choice and on/off state of adapters, and the compute form of 8-bit layers.
 
 File names, library versions, devices and random state are left out, so a model that is saved and loaded again
-keeps its fingerprint. Cost: one pass over the weights at the speed of SHA-256 (about 1 GB/s); tensors are brought
-to the CPU one at a time, so the extra memory is that of the largest one.
+keeps its fingerprint. Cost: one pass over the weights at the speed of SHA-256 (about 1 GB/s); tensors are
+brought to the CPU one at a time, so the extra memory is that of the largest one.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def fingerprint(model: SentenceTransformer) -> str:
         model: Any sentence-transformers model, quantised or not, with or without adapters.
 
     Returns:
-        16 hexadecimal digits. Equal content gives equal digits on every machine; any change of a weight, of the
-        tokenizer or of a setting that reaches the embeddings gives others.
+        16 hexadecimal digits. Equal content gives equal digits on every machine; any change of a weight, of
+        the tokenizer or of a setting that reaches the embeddings gives others.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer
@@ -56,7 +56,7 @@ def fingerprint(model: SentenceTransformer) -> str:
             if isinstance(value, torch.Tensor):
                 digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
                 raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-                digest.update(memoryview(raw.numpy()))
+                digest.update(raw.numpy().data)
             else:
                 digest.update(f"{name}|{value!r}|".encode())
     digest.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
@@ -100,7 +100,7 @@ def _tokenizers(model: SentenceTransformer) -> list[str]:
     """Each tokenizer as text, without the truncation and padding that every call sets anew."""
     texts = []
     for module in model.children():
-        tokenizer = getattr(module, "tokenizer", None)
+        tokenizer: Any = getattr(module, "tokenizer", None)
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is not None:
             content = json.loads(backend.to_str())

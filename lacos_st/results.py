@@ -1,0 +1,282 @@
+"""What an evaluation found: one `SetResult` a model and set, an `Evaluation` of many, both on disk and in
+memory.
+
+On disk, under the output directory:
+
+    results/<model>/<revision>/<task>.json          MTEB's own layout, for MTEB's tools and its leaderboard
+    details/<model>/<revision>/<task>.<subset>.<split>.safetensors
+                                                    the similarity and the gold score of every pair, with the
+                                                    score, the time and the languages as metadata
+    summary.md, summary.csv                         the tables of the last run
+
+MTEB keeps correlations alone. Similarities are what a scatter plot, a confidence interval and a paired test
+need, so they are kept beside them: any two evaluations can be compared later without loading a model again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from lacos_st.config import LacosError
+from lacos_st.statistics import Difference, bootstrap, interval, paired
+from lacos_st.tasks import BLOOM_LANGUAGES, ENGLISH, MULTILINGUAL
+
+LEXICAL = "lexical"
+"""The baseline's name in tables and directories: character 2-4-gram TF-IDF."""
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One model on one set.
+
+    Attributes:
+        model: The model's name.
+        revision: Its content fingerprint.
+        task: MTEB's task name, or `local-<dataset>`.
+        subset: MTEB's subset, `default` where there is one only.
+        split: The split.
+        languages: Two-letter codes.
+        score: Spearman's rho of the cosine x 100; for tasks other than STS, MTEB's main score x 100.
+        seconds: Time to encode and score.
+        data: Revision of the data: the Hub's, or `local-` and a digest of the files.
+        similarity: (pairs,) the model's similarity of each pair; empty for tasks other than STS.
+        gold: (pairs,) the annotated similarity.
+    """
+
+    model: str
+    revision: str
+    task: str
+    subset: str
+    split: str
+    languages: tuple[str, ...]
+    score: float
+    seconds: float
+    data: str
+    similarity: np.ndarray = field(repr=False)
+    gold: np.ndarray = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The set's name: the task, with the subset where there are several."""
+        return self.task if self.subset == "default" else f"{self.task}/{self.subset}"
+
+    @property
+    def group(self) -> str:
+        """The mean that it counts in: English, or multilingual in BLOOM's languages or others."""
+        if self.task in ENGLISH:
+            return "English"
+        return "BLOOM languages" if BLOOM_LANGUAGES.issuperset(self.languages) else "other languages"
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """(resamples,) bootstrap scores; empty where there are no pairs."""
+        if not len(self.gold) or not np.isfinite(self.score):
+            return np.empty(0)
+        return bootstrap(self.gold, self.similarity, f"{self.name}/{self.split}")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the score; nan where there are no pairs."""
+        return interval(self.samples)
+
+    def save(self, directory: Path) -> None:
+        """Write to `directory/<model>/<revision>/`, all at once."""
+        path = detail_path(directory, self.model, self.revision, self.task, self.subset, self.split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {k: v for k, v in asdict(self).items() if k not in ("similarity", "gold")}
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        arrays = {
+            "similarity": np.ascontiguousarray(self.similarity),
+            "gold": np.ascontiguousarray(self.gold),
+        }
+        save_file(arrays, temporary, metadata={"result": json.dumps(facts)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> SetResult:
+        """Read what `save` wrote.
+
+        Raises:
+            LacosError: If the file is damaged.
+        """
+        try:
+            with safe_open(path, framework="numpy") as stored:
+                facts = json.loads(stored.metadata()["result"])
+                arrays = {key: stored.get_tensor(key) for key in ("similarity", "gold")}
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as broken:
+            raise LacosError(f"{path} is damaged ({broken}). Delete it and evaluate again.") from broken
+        return cls(**{**facts, "languages": tuple(facts["languages"])}, **arrays)
+
+
+def detail_path(directory: Path, model: str, revision: str, task: str, subset: str, split: str) -> Path:
+    """Where the pairs of one set lie."""
+    return (
+        directory
+        / model.replace("/", "__").replace(" ", "_")
+        / revision
+        / f"{task}.{subset}.{split}.safetensors"
+    )
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over sets, with how many there were."""
+
+    group: str
+    sets: int
+    score: float
+    samples: np.ndarray = field(repr=False)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % bootstrap interval of the mean over these sets."""
+        return interval(self.samples)
+
+
+@dataclass
+class Evaluation:
+    """Results of one or more models on the same sets.
+
+    Attributes:
+        models: Names in the order of the tables, one a model and revision.
+        sets: Every result, baseline included.
+        missing: What a group has but could not be run, with the reason.
+
+    Print it for the tables in text; `tables.markdown` and `tables.csv_rows` give the other forms.
+    """
+
+    models: list[str] = field(default_factory=list)
+    sets: list[SetResult] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        from lacos_st.tables import text
+
+        return text(self)
+
+    def of(self, model: str) -> dict[str, SetResult]:
+        """One model's results by set name, in the order of the tables."""
+        found = [result for result in self.sets if column(result) == model]
+        return {f"{r.name}": r for r in sorted(found, key=_order)}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all sets that any model was run on, in order."""
+        rows = {result.name: _order(result) for result in self.sets}
+        return sorted(rows, key=rows.__getitem__)
+
+    def means(self, model: str) -> list[Mean]:
+        """Means over the sets that every model has: English, BLOOM's languages, other languages, all."""
+        own = self.of(model)
+        common = [
+            own[name]
+            for name in self.names
+            if all(name in self.of(other) for other in self.models) and name in own and len(own[name].gold)
+        ]
+        groups = {
+            group: [r for r in common if r.group == group]
+            for group in ("English", "BLOOM languages", "other languages")
+        }
+        groups["all sets"] = common
+        return [mean(group, results) for group, results in groups.items() if results]
+
+    def compare(self, first: str, second: str) -> dict[str, Difference]:
+        """Test `second` against `first` on every set that both have, and on the means.
+
+        Args:
+            first: A name out of `models`.
+            second: Another one.
+
+        Returns:
+            Set or mean -> `Difference` (paired bootstrap over the same resamples).
+
+        Raises:
+            LacosError: If one of them was not evaluated.
+        """
+        for name in (first, second):
+            if name not in self.models:
+                raise LacosError(f"{name!r} was not evaluated; there are {', '.join(self.models)}.")
+        before, after = self.of(first), self.of(second)
+        found = {
+            name: paired(after[name].score - before[name].score, before[name].samples, after[name].samples)
+            for name in before
+            if name in after
+            and before[name].data == after[name].data
+            and len(before[name].samples)
+            and len(after[name].samples)
+        }
+        pairs = zip(self.means(first), self.means(second), strict=True)
+        for old, new in pairs:
+            if len(old.samples) and len(new.samples):
+                found[old.group] = paired(new.score - old.score, old.samples, new.samples)
+        return found
+
+    @classmethod
+    def load(cls, directories: Iterable[str | Path] | str | Path) -> Evaluation:
+        """Read evaluations back from their output directories.
+
+        Args:
+            directories: One or more directories that `evaluate(..., output=...)` wrote.
+
+        Raises:
+            LacosError: If a directory holds no results or a damaged one.
+        """
+        given = [directories] if isinstance(directories, str | Path) else list(directories)
+        sets: list[SetResult] = []
+        for directory in map(Path, given):
+            found = sorted(
+                (directory / "details").rglob("[!.]*.safetensors"), key=lambda p: p.stat().st_mtime
+            )
+            if not found:
+                raise LacosError(
+                    f"{directory} holds no evaluation (no details/ in it). Give a directory that was an "
+                    "--output of `lacos-st evaluate`."
+                )
+            sets.extend(SetResult.load(path) for path in found)
+        return cls.of_sets(sets)
+
+    @classmethod
+    def of_sets(cls, sets: Sequence[SetResult], missing: Sequence[str] = ()) -> Evaluation:
+        """Collect results; the later one counts where a model met a set twice."""
+        latest = {(r.model, r.revision, r.task, r.subset, r.split): r for r in sets}
+        evaluation = cls(sets=list(latest.values()), missing=list(missing))
+        evaluation.models = list(dict.fromkeys(column(r) for r in latest.values() if r.model != LEXICAL))
+        return evaluation
+
+
+def column(result: SetResult) -> str:
+    """The name of a model's column: `name@revision`, so that two states of one model stand side by side."""
+    return LEXICAL if result.model == LEXICAL else f"{result.model}@{result.revision[:8]}"
+
+
+def mean(group: str, results: Sequence[SetResult]) -> Mean:
+    """Average scores, and bootstrap samples one by one (sets are resampled independently)."""
+    samples = [r.samples for r in results]
+    rounds = min(map(len, samples))
+    return Mean(
+        group,
+        len(results),
+        float(np.mean([r.score for r in results])),
+        np.mean([s[:rounds] for s in samples], axis=0) if rounds else np.empty(0),
+    )
+
+
+def _order(result: SetResult) -> tuple[int, bool, str, bool, str]:
+    known: dict[str, int] = {name: position for position, name in enumerate((*ENGLISH, *MULTILINGUAL))}
+    own = result.task.startswith("local-")
+    return (
+        known.get(result.task, len(known)),
+        own,
+        result.task,
+        result.group == "other languages",
+        result.subset,
+    )
