@@ -53,7 +53,9 @@ class _IdentityMasking(nn.Module):
         self._hashes = [text_hashes(column) for column in features] if self.mask_duplicates else []
         return super().forward(features, labels)
 
-    def _tagged(self, embeddings: list[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
+    def _tagged(
+        self, embeddings: list[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]
+    ) -> list[Tensor]:
         anchors, positives = embeddings[:2]
         size, device = len(anchors), anchors.device
         rows = torch.arange(size, device=device, dtype=torch.float32) + get_rank() * size
@@ -61,7 +63,9 @@ class _IdentityMasking(nn.Module):
             hashes = [_pieces(column.to(device)) for column in self._hashes]
         else:  # every text its own
             hashes = [_pieces(rows.long() * len(embeddings) + k + 1) for k in range(len(embeddings))]
-        own = torch.cat([hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1)
+        own = torch.cat(
+            [hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1
+        )
         tagged = [torch.cat([column.float(), own], dim=1) for column in embeddings[:2]]
         for column, digest in zip(embeddings[2:], hashes[2:], strict=True):
             nobody = torch.full((size, 1), -1.0, device=device)
@@ -191,7 +195,11 @@ def text_hashes(features: dict[str, Any]) -> Tensor:
         starts = features["cu_seq_lens_q"].to(device).long()
         sizes = starts.diff()
         positions = torch.arange(ids.shape[-1], device=device) - starts[:-1].repeat_interleave(sizes)
-        ids, sentences, count = ids.flatten(), torch.arange(len(sizes), device=device).repeat_interleave(sizes), len(sizes)
+        ids, sentences, count = (
+            ids.flatten(),
+            torch.arange(len(sizes), device=device).repeat_interleave(sizes),
+            len(sizes),
+        )
     else:
         mask = features["attention_mask"].bool()
         positions = (mask.cumsum(dim=1) - 1)[mask]

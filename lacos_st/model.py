@@ -96,7 +96,9 @@ class LacosSentenceTransformer(SentenceTransformer):
             LacosError: It is no `LacosTransformer`.
         """
         if not isinstance(self[0], LacosTransformer):
-            raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
+            raise LacosError(
+                f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer."
+            )
         return self[0]
 
     def _check_template(self) -> None:
@@ -108,7 +110,11 @@ class LacosSentenceTransformer(SentenceTransformer):
                 f"{transformer.template!r} alone takes {added} tokens."
             )
         for module in self:
-            if isinstance(module, Pooling) and not module.include_prompt and not transformer.template.startswith("{text}"):
+            if (
+                isinstance(module, Pooling)
+                and not module.include_prompt
+                and not transformer.template.startswith("{text}")
+            ):
                 raise LacosError(
                     f"include_prompt=False cannot go with the template {transformer.template!r}: the prompt would "
                     "stand inside the template and could not be left out. Use a template that begins with {text}."
@@ -203,7 +209,9 @@ class LacosSentenceTransformer(SentenceTransformer):
             if stage is not None:
                 shutil.rmtree(stage, ignore_errors=True)
 
-    def save_pretrained(self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any
+    ) -> None:
         """Save the model; see `save`."""
         self.save(path, *args, self_contained=self_contained, **kwargs)
 
@@ -286,10 +294,14 @@ class _AdapterCheckpoint:
 
 def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
-    return _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
+    return (
+        _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
+    )
 
 
-def accelerate(model: SentenceTransformer, compute_form: str = "auto", training_form: str = "auto") -> SentenceTransformer:
+def accelerate(
+    model: SentenceTransformer, compute_form: str = "auto", training_form: str = "auto"
+) -> SentenceTransformer:
     """Put a SentenceTransformer that was loaded without the plugin on the fast path, in place.
 
     Args:
@@ -305,7 +317,9 @@ def accelerate(model: SentenceTransformer, compute_form: str = "auto", training_
     """
     inner = getattr(model[0], "model", None)
     if inner is None or inner.config.model_type != "bloom":
-        raise LacosError(f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}.")
+        raise LacosError(
+            f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}."
+        )
     if any(parameter.dtype == torch.int8 for parameter in inner.parameters()):
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
@@ -316,7 +330,9 @@ def _resolve(name: str) -> str:
     """A local directory, else an embedded model, else a Hub name."""
     path = Path(name)
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
+        if not any(
+            (path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")
+        ):
             raise LacosError(
                 f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "
                 "Remove it, or give another name."
@@ -347,7 +363,11 @@ def _move_into(stage: Path, target: Path) -> None:
 
 
 def _disk_error(error: OSError, target: Path) -> LacosError:
-    reason = {errno.ENOSPC: "the disk is full", errno.EACCES: "it is not writable", errno.EROFS: "it is read-only"}
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EACCES: "it is not writable",
+        errno.EROFS: "it is read-only",
+    }
     return LacosError(
         f"Saving to {str(target)!r} failed: {reason.get(error.errno or 0, str(error))}. Nothing that was there has "
         "changed; free space or choose another directory and save again."

@@ -24,7 +24,7 @@ from typing import Any, Literal, Self
 import bitsandbytes as bnb
 import torch
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from sentence_transformers.base.modules import Transformer
@@ -108,6 +108,15 @@ class LacosTransformer(Transformer):
         self.register_load_state_dict_pre_hook(_drop_frozen_base)
         self.register_load_state_dict_post_hook(_expect_only_trained)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse `module.auto_model = get_peft_model(...)`: it would stand beside the real model, or break reloading."""
+        if name == "auto_model" or (name == "model" and isinstance(value, PeftModel)):
+            raise AttributeError(
+                f"Assigning a {type(value).__name__} to {name!r} would lose it on saving: call add_lora(), or "
+                "add_adapter(LoraConfig(...)), which put the adapter into the model that is there."
+            )
+        super().__setattr__(name, value)
+
     # -- loading -----------------------------------------------------------------------------------------------
 
     def _load_config(
@@ -174,7 +183,9 @@ class LacosTransformer(Transformer):
         """Load from a saved directory or the Hub; as ST's, and reads `lacos.json` where there is one."""
         places = ("subfolder", "token", "cache_folder", "revision", "local_files_only")
         record = super(Transformer, cls).load_config(
-            model_name_or_path, config_filename=RECORD, **{key: kwargs[key] for key in places if key in kwargs}
+            model_name_or_path,
+            config_filename=RECORD,
+            **{key: kwargs[key] for key in places if key in kwargs},
         )
         defaults = kwargs.pop("init_defaults", None) or {}
         return super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
@@ -217,10 +228,14 @@ class LacosTransformer(Transformer):
         """
         unknown = sorted(set(targets) - set(LORA_TARGETS))
         if unknown or not targets:
-            raise LacosError(f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}.")
+            raise LacosError(
+                f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
+            )
         if name in self.adapter_names:
             raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
+        config = LoraConfig(
+            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none"
+        )
         self.model.add_adapter(config, name)
 
     def set_trainable(self) -> None:
@@ -302,11 +317,15 @@ class LacosTransformer(Transformer):
             LacosError: `safe_serialization=False`, or nothing to save (no adapter and no base).
         """
         if not safe_serialization:
-            raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
+            raise LacosError(
+                "safe_serialization=False would write pickle files: LACoS saves safetensors only."
+            )
         root = Path(output_path)
         names = self.adapter_names
         if not names and not self.save_base:
-            raise LacosError(f"There is no adapter to save, and the base stays at {self.base['name']!r}: add_lora() first.")
+            raise LacosError(
+                f"There is no adapter to save, and the base stays at {self.base['name']!r}: add_lora() first."
+            )
         if self.save_base:
             self._save_base(root)
         for position, name in enumerate(names):
@@ -329,7 +348,9 @@ class LacosTransformer(Transformer):
         state = {}
         for key, tensor in self.model.state_dict().items():
             if not _is_trained(key):
-                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
+                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = (
+                    tensor.contiguous()
+                )
         save_torch_state_dict(state, root, max_shard_size="4GB")
         config = deepcopy(self.model.config)
         config.architectures = ["BloomModel"]
@@ -376,23 +397,22 @@ def adapter_state(directory: Path, name: str) -> dict[str, torch.Tensor]:
     return state
 
 
-def read_adapter_config(directory: Path) -> PeftConfig:
-    """Read `adapter_config.json` in a directory."""
-    return PeftConfig.from_pretrained(str(directory))
-
-
 def _is_quantized(model: nn.Module) -> bool:
     return any(parameter.dtype == torch.int8 for parameter in model.parameters())
 
 
 def _is_hub_name(name: str | None) -> bool:
-    return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
+    return (
+        name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
+    )
 
 
 def _supported_dtype(dtype: Any, device: torch.device) -> torch.dtype:
     """Compute dtype of an 8-bit model: what the device does well; fp32 stays fp32 only where 16 bits are slow."""
     fast = default_compute_dtype(device)
-    return dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
+    return (
+        dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
+    )
 
 
 def _apply_template(tokenizer: Any, template: str) -> None:
@@ -409,12 +429,6 @@ def _apply_template(tokenizer: Any, template: str) -> None:
             pieces.insert(where if where == 0 else len(pieces), name)
     backend.post_processor = TemplateProcessing(single=pieces, special_tokens=specials)
     tokenizer.init_kwargs["lacos_template"] = template
-
-
-def template_length(tokenizer: Any, template: str) -> int:
-    """Number of tokens that the template adds to every text."""
-    prefix, _, suffix = template.partition("{text}")
-    return sum(len(tokenizer.encode(part, add_special_tokens=False)) for part in (prefix, suffix) if part)
 
 
 def _never_empty(inputs: Any, prompt: str | None, transformer: LacosTransformer) -> Any:
@@ -436,7 +450,9 @@ def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str
 def _expect_only_trained(module: nn.Module, incompatible: Any) -> None:
     if module.quantization == "int8":
         incompatible.missing_keys[:] = [
-            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or _is_trained(key)
+            key
+            for key in incompatible.missing_keys
+            if not key.startswith(module._state_prefix) or _is_trained(key)
         ]
 
 
@@ -450,5 +466,7 @@ def _add_to_weight(layer: nn.Linear, delta: torch.Tensor) -> None:
         return
     rows, scale = layer.int8_weight()
     merged = rows.float() * scale[:, None] + delta.float()
-    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
+    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(
+        rows.device
+    )
     layer.state.CB = layer.state.SCB = None  # the layer takes both from its new weight

@@ -83,3 +83,14 @@ def write_tiny_bloom(
 def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2-layer random BLOOM: `<unk>, <s>, </s>, <pad>` = 0..3, left padding, no special tokens added."""
     return write_tiny_bloom(tmp_path_factory.mktemp("bloom") / "tiny-bloom")
+
+
+@pytest.fixture
+def tiny_model(tiny_bloom: Path):
+    """An 8-bit model over `tiny_bloom` with a fresh adapter."""
+    import torch
+
+    from lacos_st.model import LacosSentenceTransformer
+
+    torch.manual_seed(0)
+    return LacosSentenceTransformer(tiny_bloom).add_lora(rank=4, dropout=0.1)
