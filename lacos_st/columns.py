@@ -1,0 +1,276 @@
+"""Which column means what: one row of a `Table` -> the texts of one or several training examples.
+
+A `Layout` says how a source is read. Its kind is one of
+
+* `text`: single sentences; trained as (text, text), told apart by dropout alone, as SimCSE does;
+* `tuple`: (anchor, positive[, negative...]);
+* `nli`: (premise, hypothesis, label), from which `data.py` makes triplets;
+* `scored`: (anchor, positive, score), of which only the pairs that score high enough are used.
+
+It is found from well-known column names (`NAMES`), case aside, or given: a list `[anchor, positive,
+negative...]` (one name: single sentences) or a mapping from role to column. Two text columns with names
+nobody knows, such as `en` and `fr`, are anchor and positive in their order, because that is how the
+sentence-transformers trainer reads columns. Everything else that is not clear is an error with the override
+to write, never a guess: a 0/1 label may mean entailment (0) or "same meaning" (1), and reading it the wrong
+way round would train the opposite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lacos_st.readers import NLI_LABELS, DataError, Row, Table
+
+NAMES: dict[str, tuple[str, ...]] = {
+    "anchor": (
+        "anchor",
+        "query",
+        "question",
+        "question1",
+        "sentence1",
+        "sentence_1",
+        "sentence_a",
+        "text1",
+        "source",
+    ),
+    "positive": (
+        *(
+            "positive",
+            "positives",
+            "pos",
+            "answer",
+            "question2",
+            "sentence2",
+            "sentence_2",
+            "sentence_b",
+            "text2",
+        ),
+        *("target", "paraphrase"),
+    ),
+    "premise": ("premise",),
+    "hypothesis": ("hypothesis",),
+    "label": ("label", "labels", "gold_label"),
+    "score": ("score", "similarity", "similarity_score"),
+    "text": ("text", "sentence", "line"),
+}
+_NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")
+_NO_TEXT = re.compile(r"_*(id|idx|index|uid|guid|url|lang|split)")
+_LABELS = {**{name: i for i, name in enumerate(NLI_LABELS)}, **{str(i): i for i in range(3)}}
+_UNLABELLED = {"", "-", "-1", "nan"}  # SNLI's "-": the annotators did not agree
+
+Columns = Sequence[str] | Mapping[str, str | Sequence[str]]
+
+
+class BadRow(Exception):  # noqa: N818 - it is a verdict on a row, caught by the reader of rows
+    """Why a row cannot be used."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How to read the rows of one source.
+
+    Attributes:
+        kind: What the source holds, see the head of this file.
+        texts: The columns of text: text | anchor, positive, negatives... | premise, hypothesis.
+        extra: The column of the label or the score, if the kind has one.
+    """
+
+    kind: Literal["text", "tuple", "nli", "scored"]
+    texts: tuple[str, ...]
+    extra: str | None = None
+
+    @property
+    def columns(self) -> list[str]:
+        """All columns that are read."""
+        return [*self.texts, *([self.extra] if self.extra else [])]
+
+    def examples(self, row: Row) -> list[tuple[str, ...]]:
+        """Return the text tuples of a row: one, or one for each positive where that is a list.
+
+        Raises:
+            BadRow: A text is missing, empty, NaN, no text, or half a surrogate pair.
+        """
+        values = row.values
+        if self.kind != "tuple":
+            return [tuple([text_of(values, name) for name in self.texts])]
+        anchor, positive, *negatives = self.texts
+        first = text_of(values, anchor)
+        rest = [text for name in negatives for text in _texts_of(values, name)]
+        return [(first, text, *rest) for text in _texts_of(values, positive)]
+
+    def label(self, row: Row) -> int:
+        """Return 0 for entailment, 1 for neutral, 2 for contradiction, -1 for unlabelled.
+
+        Raises:
+            BadRow: Anything else.
+        """
+        value = _value(row.values, str(self.extra))
+        known = _label(value)
+        if known is None:
+            raise BadRow(f"the label {value!r} is none of {', '.join(NLI_LABELS)} or 0, 1, 2")
+        return known
+
+    def score(self, row: Row) -> float:
+        """Return the score.
+
+        Raises:
+            BadRow: It is no number, or NaN.
+        """
+        value = _value(row.values, str(self.extra))
+        try:
+            score = float(value)
+        except (TypeError, ValueError):
+            raise BadRow(f"the score {value!r} in column {self.extra!r} is no number") from None
+        if score != score:
+            raise BadRow(f"the score in column {self.extra!r} is NaN")
+        return score
+
+
+def _label(value: Any) -> int | None:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # data frames turn integer columns with a gap into floats
+    text = "" if value is None else str(value).strip().lower()
+    return -1 if text in _UNLABELLED else _LABELS.get(text)
+
+
+def _value(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise BadRow(f"has no column {name!r} (it has {', '.join(map(repr, values)) or 'none'})")
+    return values[name]
+
+
+def text_of(values: Mapping[str, Any], name: str) -> str:
+    """Return a column's text.
+
+    Raises:
+        BadRow: The column is missing, or its value is empty, null, NaN, or no text.
+    """
+    return _checked(_value(values, name), name)
+
+
+def _texts_of(values: Mapping[str, Any], name: str) -> list[str]:
+    value = _value(values, name)
+    if not isinstance(value, list | tuple):
+        return [_checked(value, name)]
+    if not value:
+        raise BadRow(f"column {name!r} is an empty list")
+    return [_checked(item, name) for item in value]
+
+
+def _checked(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        if value is None:
+            raise BadRow(f"column {name!r} is null")
+        if value != value:
+            raise BadRow(f"column {name!r} is NaN")
+        raise BadRow(f"column {name!r} is {str(value)[:40]!r}, a {type(value).__name__} and not a text")
+    if not value.strip():
+        raise BadRow(f"column {name!r} is empty")
+    if value in ("nan", "NaN"):  # what a spreadsheet or a data frame writes for a missing text
+        raise BadRow(f"column {name!r} is {value}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadRow(f"column {name!r} contains half a surrogate pair, which is no character") from None
+    return value
+
+
+def layout_of(table: Table, columns: Columns | None = None) -> Layout:
+    """Find out how to read a source.
+
+    Args:
+        table: The source; its first readable row is looked at.
+        columns: What to read instead of what the names say: `[anchor, positive, negative...]`, `[text]`,
+            entries of the form `role=column`, or a mapping from role to column. Roles: those of `NAMES`, and
+            `negative` (one column or several).
+
+    Raises:
+        DataError: A named column does not exist, or no layout fits the names.
+    """
+    first = table.first()
+    roles = _given(table, first, columns) if columns else _detected(table, first)
+    names = list(first.values)
+    found = ", ".join(map(repr, names))
+    negatives = roles.get("negative", [])
+    if "premise" in roles and "hypothesis" in roles and "label" in roles:
+        return Layout("nli", (roles["premise"][0], roles["hypothesis"][0]), roles["label"][0])
+    if "anchor" in roles and "positive" in roles:
+        pair = (roles["anchor"][0], roles["positive"][0])
+        if negatives:
+            return Layout("tuple", (*pair, *negatives))
+        if "score" in roles:
+            return Layout("scored", pair, roles["score"][0])
+        if "label" in roles:
+            return _labelled(table, first, pair, roles["label"][0])
+        return Layout("tuple", pair)
+    if "text" in roles:
+        return Layout("text", (roles["text"][0],))
+    readable = all(isinstance(v, str) and not _NO_TEXT.fullmatch(k.lower()) for k, v in first.values.items())
+    if not columns and not roles and readable and len(names) <= 2:
+        return Layout("text", (names[0],)) if len(names) == 1 else Layout("tuple", (names[0], names[1]))
+    raise DataError(
+        f"{table.name}: cannot tell which columns to train on; it has {found}. Known are anchor and positive "
+        "(also query/answer, sentence1/sentence2, question1/question2) with optional negatives; premise, "
+        "hypothesis and label; text or sentence. Name them: columns=['anchor column', 'positive column']."
+    )
+
+
+def _labelled(table: Table, first: Row, pair: tuple[str, str], column: str) -> Layout:
+    value = first.values.get(column)
+    if isinstance(value, str) and value.strip().lower() in {*NLI_LABELS, "-"}:
+        return Layout("nli", pair, column)
+    raise DataError(
+        f"{table.place(first.number)}: what does {value!r} in column {column!r} mean? For NLI (0 entailment, "
+        f"1 neutral, 2 contradiction): columns={{'premise': {pair[0]!r}, 'hypothesis': {pair[1]!r}, 'label': "
+        f"{column!r}}}. For a number that is high for the same meaning: columns={{'anchor': {pair[0]!r}, "
+        f"'positive': {pair[1]!r}, 'score': {column!r}}} with min_score=1, say. To take every row as a pair: "
+        f"columns={list(pair)}."
+    )
+
+
+def _detected(table: Table, first: Row) -> dict[str, list[str]]:
+    roles: dict[str, list[str]] = {}
+    for name in first.values:
+        plain = re.sub(r"[\s-]+", "_", name.strip().lower())
+        for role, known in NAMES.items():
+            if plain in known:
+                roles.setdefault(role, []).append(name)
+        if _NEGATIVE.fullmatch(plain):
+            roles.setdefault("negative", []).append(name)
+    for role, names in roles.items():
+        if role != "negative" and len(names) > 1:
+            raise DataError(
+                f"{table.name}: {' and '.join(map(repr, names))} could each be the {role}. "
+                "Name the columns to use: columns=['anchor column', 'positive column'], say."
+            )
+    return roles
+
+
+def _given(table: Table, first: Row, columns: Columns) -> dict[str, list[str]]:
+    if isinstance(columns, str):
+        columns = [columns]
+    if not isinstance(columns, Mapping):
+        pairs = [entry.partition("=") for entry in columns]
+        if all(mark and (role in NAMES or role == "negative") for role, mark, _ in pairs):
+            columns = {}
+            for role, _, name in pairs:
+                columns[role] = [*columns.get(role, []), name]
+        elif len(columns) == 1:
+            columns = {"text": columns}
+        else:
+            columns = {"anchor": columns[0], "positive": columns[1], "negative": list(columns[2:])}
+    roles: dict[str, list[str]] = {}
+    for role, names in columns.items():
+        if role not in NAMES and role != "negative":
+            raise DataError(f"columns has the unknown role {role!r}. Known: {', '.join(NAMES)}, negative.")
+        for name in [names] if isinstance(names, str) else names:
+            if name not in first.values:
+                raise DataError(
+                    f"{table.name} has no column {name!r}; it has {', '.join(map(repr, first.values))}."
+                )
+            roles.setdefault(role, []).append(name)
+    return roles
