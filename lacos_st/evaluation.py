@@ -276,8 +276,8 @@ class STSEvaluator(BaseEvaluator):
 
     The metrics are Spearman correlations between -1 and 1, as those of ST's own evaluators: one a set
     (`sts_STS17/es-es_spearman`) and `sts_spearman`, their mean, which is the primary metric
-    (`metric_for_best_model="eval_sts_spearman"`). Random states are left as they were, so a run with it trains the
-    same weights as one without. Sets and files are checked when it is made, not hours later.
+    (`metric_for_best_model="eval_sts_spearman"`). Random states are left as they were, so a run with it
+    trains the same weights as one without. Sets and files are checked when it is made, not hours later.
 
     Raises:
         LacosError: As for `evaluate`.
@@ -408,10 +408,10 @@ def _load(source: Model) -> SentenceTransformer:
     try:
         return SentenceTransformer(str(source))
     except (OSError, ValueError) as reason:
+        why = (str(reason).strip().splitlines() or [type(reason).__name__])[0]
         raise LacosError(
-            f"{str(source)!r} could not be loaded as a sentence-transformers model "
-            f"({(str(reason).strip().splitlines() or [type(reason).__name__])[0]}). Give a directory that has "
-            "modules.json or config.json, or a Hub name that is reachable or in the cache."
+            f"{str(source)!r} could not be loaded as a sentence-transformers model ({why}). Give a directory "
+            "that has modules.json or config.json, or a Hub name that is reachable or in the cache."
         ) from reason
 
 

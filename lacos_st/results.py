@@ -1,5 +1,4 @@
-"""What an evaluation found: one `SetResult` a model and set, an `Evaluation` of many, both on disk and in
-memory.
+"""What an evaluation found: a `SetResult` a model and set, an `Evaluation` of many; in memory and on disk.
 
 On disk, under the output directory:
 

@@ -17,12 +17,9 @@ Two things of MTEB are adapted here, and only here:
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -40,6 +37,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.languages.iso_mappings import _get_iso1_to_iso3, _hf_lang_to_iso_lang_script
 
 from lacos_st.config import LacosError
+from lacos_st.readers import DataError, open_file
 
 ENGLISH = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "BIOSSES")
 MULTILINGUAL = ("STS17", "STS22.v2", "STSBenchmarkMultilingualSTS", "SemRel24STS", "IndicCrosslingualSTS")
@@ -54,8 +52,9 @@ SLICE_PAIRS = 16_384
 
 # The languages of BLOOM's training data (ROOTS), as listed on the model card of bigscience/bloom.
 BLOOM_LANGUAGES = frozenset(
-    """ak ar as bm bn ca en es eu fon fr gu hi id ig ki kn lg ln ml mr ne nso ny or pa pt rn rw sn st sw ta te
-    tn ts tum tw ur vi wo xh yo zh zu""".split()
+    {"ak", "ar", "as", "bm", "bn", "ca", "en", "es", "eu", "fon", "fr", "gu", "hi", "id", "ig", "ki", "kn"}
+    | {"lg", "ln", "ml", "mr", "ne", "nso", "ny", "or", "pa", "pt", "rn", "rw", "sn", "st", "sw", "ta", "te"}
+    | {"tn", "ts", "tum", "tw", "ur", "vi", "wo", "xh", "yo", "zh", "zu"}
 )
 
 # Local names that differ from MTEB's: (dataset, language) -> [(task, subset)]. A file whose dataset is called
@@ -122,7 +121,8 @@ class Task:
             return self._fetch()
         tables = {subset: read_tables(paths) for subset, paths in self.files.items()}
         if self.official:
-            task = _streamed(type(mteb.get_task(self.name)))()
+            stock: Any = type(mteb.get_task(self.name))
+            task = _streamed(stock)()
             metadata = task.metadata
         else:
             langs = {subset: _script_codes(subset) for subset in self.files}
@@ -154,9 +154,10 @@ class Task:
 
     def _fetch(self) -> AbsTask:
         task = mteb.get_task(self.name)
-        plain = getattr(type(task), "_evaluate_subset", None) is AbsTaskSTS._evaluate_subset
+        stock: Any = type(task)
+        plain = stock._evaluate_subset is AbsTaskSTS._evaluate_subset
         if plain and task.metadata.main_score == "cosine_spearman" and task.modalities == ["text"]:
-            task = _streamed(type(task))()
+            task = _streamed(stock)()
         if self.keep:
             task.hf_subsets = list(self.keep)
         if self.split:
@@ -177,9 +178,10 @@ def _how_to_get(task: AbsTask, reason: Exception) -> str:
     short = {three: two for two, three in _get_iso1_to_iso3().items()}.get(subset, subset)
     name = f"{task.metadata.name.lower()}.{short}.{task.eval_splits[0]}.jsonl"
     first = str(reason).strip().splitlines() or [type(reason).__name__]
+    path = task.metadata.dataset["path"]
     return (
-        f"{task.metadata.name}: its data set {task.metadata.dataset['path']!r} is not among the local files and "
-        f"could not be fetched ({first[0]}). Either run once with a network and without HF_HUB_OFFLINE, after "
+        f"{task.metadata.name}: its data set {path!r} is not among the local files and could not be fetched "
+        f"({first[0]}). Either run once with a network and without HF_HUB_OFFLINE, after "
         f"which it is read from the cache, or save its rows (sentence1, sentence2, score) as {name} in a "
         "directory and name that with --data-dir."
     )
@@ -316,9 +318,10 @@ def scan(data_dir: Path) -> list[LocalFile]:
 
 
 def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dict[tuple[str, str], Task]:
-    """Local tasks by (name, split), each file under every official subset that its rows are, else by
-    itself.""" files = scan(data_dir) by_key = {(f.dataset, f.language, f.split): f for f in files} wanted =
-    None if names is None else {name.lower().removeprefix(OWN) for name in names}
+    """Local tasks by (name, split): a file joins each official subset that its rows are, or stays alone."""
+    files = scan(data_dir)
+    by_key = {(f.dataset, f.language, f.split): f for f in files}
+    wanted = None if names is None else {name.lower().removeprefix(OWN) for name in names}
     found: dict[tuple[str, str], Task] = {}
 
     def add(name: str, mteb_split: str, subset: str, paths: list[Path], official: bool) -> None:
@@ -408,40 +411,30 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
     """Stream (sentence1, sentence2, score) from a `.jsonl` or `.jsonl.gz` file.
 
     Raises:
-        LacosError: With file and line, if a line is no JSON object, lacks a column, has an empty sentence or a
-            score that is no finite number; or if the file is truncated or not UTF-8.
+        LacosError: With file and line, if a line is no JSON object, lacks a column, has an empty sentence or
+            a score that is no finite number; or if the file is truncated or not UTF-8.
     """
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    number = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield _pair(path, number, line)
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as broken:
-        raise LacosError(
-            f"{path}:{number + 1}: the file cannot be read on ({broken}). Fetch it again."
-        ) from broken
-
-
-def _pair(path: Path, number: int, line: str) -> tuple[str, str, float]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as broken:
-        raise LacosError(f"{path}:{number}: not a JSON object ({broken}): {line.strip()[:80]!r}") from broken
-    columns = sorted(row) if isinstance(row, dict) else type(row).__name__
-    try:
-        first, second, score = row["sentence1"], row["sentence2"], row["score"]
-    except (KeyError, TypeError) as missing:
-        raise LacosError(
-            f"{path}:{number}: needs the columns sentence1, sentence2 and score; this row has {columns}."
-        ) from missing
-    for name, text in (("sentence1", first), ("sentence2", second)):
-        if not isinstance(text, str) or not text.strip():
-            raise LacosError(f"{path}:{number}: {name} must be a sentence, not {text!r}.")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
-        raise LacosError(f"{path}:{number}: score must be a finite number, not {score!r}.")
-    return first, second, float(score)
+    table = open_file(path)
+    for row in table.rows():
+        problem = row.problem
+        if problem is None:
+            values = row.values
+            needed = [name for name in _SCHEMA.names if name not in values]
+            first, second, score = (values.get(name, "") for name in _SCHEMA.names)
+            number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+            empty = [
+                n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()
+            ]
+            if needed:
+                problem = f"no column {', '.join(needed)}; this row has {', '.join(values) or 'none'}."
+            elif empty:
+                problem = f"{empty[0]} must be a sentence, not {values[empty[0]]!r}."
+            elif not number:
+                problem = f"score must be a finite number, not {score!r}."
+            else:
+                yield first, second, float(score)
+                continue
+        raise DataError(f"{table.place(row.number)}: {problem}")
 
 
 def read_tables(paths: Sequence[Path]) -> pa.Table:
