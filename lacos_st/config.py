@@ -20,8 +20,8 @@ class LacosError(ValueError):
     """A mistake that the user can mend: the message says what, why and what to do. The CLI exits with 2."""
 
 
-def _option(default: Any, help: str) -> Any:  # the keyword that argparse uses
-    metadata = {"help": help}
+def _option(default: Any, explanation: str) -> Any:
+    metadata = {"help": explanation}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,9 +51,7 @@ class LacosConfig:
     training_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute while training")
     attention: Literal["causal", "symmetric"] = _option("causal", "as BLOOM was trained, or bidirectional")
     # -- embedding
-    pooling: Literal["weightedmean", "lasttoken", "mean"] = _option(
-        "weightedmean", "how tokens become a sentence"
-    )
+    pooling: Literal["weightedmean", "lasttoken", "mean"] = _option("weightedmean", "how tokens become a sentence")
     template: str = _option("{text}</s>", "text put around every input; {text} stands for it")
     max_seq_length: int = _option(128, "tokens kept of each text while training and in the saved model")
     # -- adapter
@@ -64,9 +62,7 @@ class LacosConfig:
         ["query_key_value"], "linear layers to adapt: query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
     )
     # -- data
-    train_data: list[str] = _option(
-        [], "files or Hub data sets, each with an optional @weight; none: the sample"
-    )
+    train_data: list[str] = _option([], "files or Hub data sets, each with an optional @weight; none: the sample")
     columns: list[str] = _option([], "columns to read: anchor positive [negative ...]; none: by their names")
     on_bad_row: Literal["error", "skip"] = _option("error", "what a row that cannot be read does")
     max_rows: int | None = _option(None, "use at most so many rows")
@@ -76,9 +72,7 @@ class LacosConfig:
     mask_duplicates: bool = _option(True, "never use a text's own paraphrase as its negative")
     mask_margin: float | None = _option(None, "mask candidates that score above the positive by this much")
     symmetric_loss: bool = _option(False, "contrast positives against anchors as well")
-    mini_batch_size: int | None = _option(
-        None, "gradient caching: embed so many texts at a time, for large batches"
-    )
+    mini_batch_size: int | None = _option(None, "gradient caching: embed so many texts at a time, for large batches")
     # -- optimisation
     epochs: float = _option(1.0, "passes over the data")
     max_steps: int | None = _option(None, "stop after so many optimiser steps, whatever the epochs")
@@ -86,24 +80,18 @@ class LacosConfig:
     gradient_accumulation_steps: int = _option(1, "batches to a step")
     learning_rate: float = _option(5e-4, "peak learning rate of the adapter")
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
-    lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option(
-        "linear", "learning rate's course"
-    )
+    lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")
     weight_decay: float = _option(0.0, "AdamW's weight decay")
     max_grad_norm: float = _option(1.0, "gradients are clipped to this norm")
     optimizer: Literal["adamw_8bit", "paged_adamw_8bit", "adamw_torch"] = _option(
         "adamw_8bit", "8-bit Adam; paged moves its state to host memory when a GPU is full"
     )
     gradient_checkpointing: bool = _option(False, "recompute activations: less memory, about a third slower")
-    bf16: bool | None = _option(
-        None, "bf16 autocast of what is not 8-bit; none: where the device does it well"
-    )
+    bf16: bool | None = _option(None, "bf16 autocast of what is not 8-bit; none: where the device does it well")
     seed: int = _option(42, "seed of everything random")
     # -- progress
     output: str = _option("lacos-bloom", "directory of the trained model")
-    eval_steps: int | None = _option(
-        None, "evaluate and checkpoint every so many steps; none: ten times a run"
-    )
+    eval_steps: int | None = _option(None, "evaluate and checkpoint every so many steps; none: ten times a run")
     early_stopping_patience: int | None = _option(None, "stop after so many evaluations without improvement")
     logging_steps: int = _option(10, "report loss and speed every so many steps")
     report_to: list[str] = _option([], "where the Trainer reports to: tensorboard, wandb, ...")
@@ -142,9 +130,7 @@ class LacosConfig:
 
                 near = difflib.get_close_matches(str(name), known, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise LacosError(
-                    f"{source} has the unknown setting {name!r}.{hint} Known: {', '.join(known)}."
-                )
+                raise LacosError(f"{source} has the unknown setting {name!r}.{hint} Known: {', '.join(known)}.")
         return cls(**values)
 
     @classmethod
@@ -163,9 +149,7 @@ class LacosConfig:
         if values is None:
             values = {}
         if not isinstance(values, dict):
-            raise LacosError(
-                f"The recipe {str(path)!r} must be a mapping of settings, not a {type(values).__name__}."
-            )
+            raise LacosError(f"The recipe {str(path)!r} must be a mapping of settings, not a {type(values).__name__}.")
         return cls.from_dict({**values, **overrides}, f"The recipe {str(path)!r}")
 
     def to_dict(self) -> dict[str, Any]:
@@ -224,9 +208,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             if isinstance(value, bool) or number != number or (kind is int and number != int(number)):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
-            raise LacosError(
-                f"{name}={value!r} must be {'a whole' if kind is int else 'a'} number."
-            ) from None
+            raise LacosError(f"{name}={value!r} must be {'a whole' if kind is int else 'a'} number.") from None
         return kind(number)
     if not isinstance(value, str):
         raise LacosError(f"{name}={value!r} must be a text.")

@@ -37,6 +37,7 @@ class _IdentityMasking(nn.Module):
 
     mask_duplicates: bool
     mask_margin: float | None
+    similarity_fct: Callable[[Tensor, Tensor], Tensor]
     _hashes: list[Tensor]
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
@@ -53,9 +54,7 @@ class _IdentityMasking(nn.Module):
         self._hashes = [text_hashes(column) for column in features] if self.mask_duplicates else []
         return super().forward(features, labels)
 
-    def _tagged(
-        self, embeddings: list[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]
-    ) -> list[Tensor]:
+    def _tagged(self, embeddings: list[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         anchors, positives = embeddings[:2]
         size, device = len(anchors), anchors.device
         rows = torch.arange(size, device=device, dtype=torch.float32) + get_rank() * size
@@ -63,9 +62,7 @@ class _IdentityMasking(nn.Module):
             hashes = [_pieces(column.to(device)) for column in self._hashes]
         else:  # every text its own
             hashes = [_pieces(rows.long() * len(embeddings) + k + 1) for k in range(len(embeddings))]
-        own = torch.cat(
-            [hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1
-        )
+        own = torch.cat([hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1)
         tagged = [torch.cat([column.float(), own], dim=1) for column in embeddings[:2]]
         for column, digest in zip(embeddings[2:], hashes[2:], strict=True):
             nobody = torch.full((size, 1), -1.0, device=device)
@@ -100,7 +97,7 @@ class _IdentityMasking(nn.Module):
     def get_config_dict(self) -> dict[str, Any]:
         """The loss's settings, for the model card."""
         return {
-            **super().get_config_dict(),
+            **super().get_config_dict(),  # type: ignore[misc]
             "mask_duplicates": self.mask_duplicates,
             "mask_margin": self.mask_margin,
         }

@@ -96,9 +96,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             LacosError: It is no `LacosTransformer`.
         """
         if not isinstance(self[0], LacosTransformer):
-            raise LacosError(
-                f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer."
-            )
+            raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
         return self[0]
 
     def _check_template(self) -> None:
@@ -209,9 +207,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             if stage is not None:
                 shutil.rmtree(stage, ignore_errors=True)
 
-    def save_pretrained(
-        self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> None:
         """Save the model; see `save`."""
         self.save(path, *args, self_contained=self_contained, **kwargs)
 
@@ -294,9 +290,7 @@ class _AdapterCheckpoint:
 
 def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
-    return (
-        _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
-    )
+    return _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
 
 
 def accelerate(
@@ -317,9 +311,7 @@ def accelerate(
     """
     inner = getattr(model[0], "model", None)
     if inner is None or inner.config.model_type != "bloom":
-        raise LacosError(
-            f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}."
-        )
+        raise LacosError(f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}.")
     if any(parameter.dtype == torch.int8 for parameter in inner.parameters()):
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
@@ -330,9 +322,7 @@ def _resolve(name: str) -> str:
     """A local directory, else an embedded model, else a Hub name."""
     path = Path(name)
     if path.is_dir():
-        if not any(
-            (path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")
-        ):
+        if not any((path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
             raise LacosError(
                 f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "
                 "Remove it, or give another name."

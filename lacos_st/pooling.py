@@ -44,11 +44,7 @@ class LacosPooling(Pooling):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add `sentence_embedding` (batch, dimension) to the features."""
         lengths = features.get("prompt_length")
-        if (
-            self.include_prompt
-            or not isinstance(lengths, Tensor)
-            or bool((lengths == lengths.flatten()[0]).all())
-        ):
+        if self.include_prompt or not isinstance(lengths, Tensor) or bool((lengths == lengths.flatten()[0]).all()):
             return super().forward(features, **kwargs)
         # ST pools with one prompt length for the whole batch: pool each length by itself.
         embeddings: Tensor | None = None
@@ -70,8 +66,6 @@ def _select(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
     if "cu_seq_lens_q" not in features:
         return {"token_embeddings": tokens[rows], "attention_mask": features["attention_mask"][rows]}
     starts = features["cu_seq_lens_q"]
-    spans = [
-        torch.arange(int(starts[row]), int(starts[row + 1]), device=tokens.device) for row in rows.tolist()
-    ]
+    spans = [torch.arange(int(starts[row]), int(starts[row + 1]), device=tokens.device) for row in rows.tolist()]
     sizes = torch.tensor([0, *(len(span) for span in spans)], device=tokens.device)
     return {"token_embeddings": tokens[:, torch.cat(spans)], "cu_seq_lens_q": sizes.cumsum(0)}

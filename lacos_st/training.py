@@ -142,9 +142,7 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn
     if config.symmetric_loss:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
     if config.mini_batch_size is not None:
-        return CachedMaskedMultipleNegativesRankingLoss(
-            model, mini_batch_size=config.mini_batch_size, **options
-        )
+        return CachedMaskedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch_size, **options)
     return MaskedMultipleNegativesRankingLoss(model, **options)
 
 
@@ -311,9 +309,7 @@ def _only_process(run: Path) -> Iterator[None]:
             f"Another process is training into {str(run)!r}. Wait for it, or choose another output."
         ) from None
     except OSError as error:
-        raise LacosError(
-            f"The run directory {str(run)!r} cannot be written: {error.strerror or error}."
-        ) from error
+        raise LacosError(f"The run directory {str(run)!r} cannot be written: {error.strerror or error}.") from error
     try:
         yield
     finally:
@@ -335,13 +331,9 @@ class _Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            speed = (
-                (state.global_step - self.first) * self.pairs_per_step / max(time.time() - self.started, 1e-9)
-            )
+            speed = (state.global_step - self.first) * self.pairs_per_step / max(time.time() - self.started, 1e-9)
             logs["pairs_per_second"] = round(speed, 1)
             self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "pairs/s": f"{speed:.1f}"})
         elif logs and "eval_loss" in logs:

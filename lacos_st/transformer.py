@@ -82,7 +82,7 @@ class LacosTransformer(Transformer):
         if quantization not in ("int8", "none"):
             raise LacosError(f"quantization={quantization!r} is not known: use 'int8' or 'none'.")
         # Read by `_load_model`, which ST's constructor calls.
-        self._load_options = {
+        self._load_options: dict[str, Any] = {
             "quantization": quantization,
             "compute_form": compute_form,
             "training_form": training_form,
@@ -233,9 +233,7 @@ class LacosTransformer(Transformer):
             )
         if name in self.adapter_names:
             raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
-        config = LoraConfig(
-            r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none"
-        )
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
         self.model.add_adapter(config, name)
 
     def set_trainable(self) -> None:
@@ -285,9 +283,9 @@ class LacosTransformer(Transformer):
         """
         features = super().preprocess(_never_empty(inputs, prompt, self), prompt=prompt, **kwargs)
         if prompt and "prompt_length" in features and all(isinstance(text, str) for text in inputs):
-            lengths = self.tokenizer(
-                [prompt + text for text in inputs], truncation=True, return_offsets_mapping=True
-            )["offset_mapping"]
+            lengths = self.tokenizer([prompt + text for text in inputs], truncation=True, return_offsets_mapping=True)[
+                "offset_mapping"
+            ]
             features["prompt_length"] = torch.tensor(
                 [sum(0 <= start < end <= len(prompt) for start, end in offsets) for offsets in lengths]
             )
@@ -317,9 +315,7 @@ class LacosTransformer(Transformer):
             LacosError: `safe_serialization=False`, or nothing to save (no adapter and no base).
         """
         if not safe_serialization:
-            raise LacosError(
-                "safe_serialization=False would write pickle files: LACoS saves safetensors only."
-            )
+            raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
         root = Path(output_path)
         names = self.adapter_names
         if not names and not self.save_base:
@@ -348,9 +344,7 @@ class LacosTransformer(Transformer):
         state = {}
         for key, tensor in self.model.state_dict().items():
             if not _is_trained(key):
-                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = (
-                    tensor.contiguous()
-                )
+                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
         save_torch_state_dict(state, root, max_shard_size="4GB")
         config = deepcopy(self.model.config)
         config.architectures = ["BloomModel"]
@@ -402,17 +396,13 @@ def _is_quantized(model: nn.Module) -> bool:
 
 
 def _is_hub_name(name: str | None) -> bool:
-    return (
-        name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
-    )
+    return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
 
 
 def _supported_dtype(dtype: Any, device: torch.device) -> torch.dtype:
     """Compute dtype of an 8-bit model: what the device does well; fp32 stays fp32 only where 16 bits are slow."""
     fast = default_compute_dtype(device)
-    return (
-        dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
-    )
+    return dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
 
 
 def _apply_template(tokenizer: Any, template: str) -> None:
@@ -440,7 +430,7 @@ def _never_empty(inputs: Any, prompt: str | None, transformer: LacosTransformer)
 
 def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Keep a reload (best model, resume) from casting floats into the frozen 8-bit base."""
-    module._state_prefix = prefix
+    module._state_prefix = prefix  # type: ignore[assignment]
     if module.quantization == "int8":
         for key in list(state_dict):
             if key.startswith(prefix) and not _is_trained(key):
@@ -450,9 +440,7 @@ def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str
 def _expect_only_trained(module: nn.Module, incompatible: Any) -> None:
     if module.quantization == "int8":
         incompatible.missing_keys[:] = [
-            key
-            for key in incompatible.missing_keys
-            if not key.startswith(module._state_prefix) or _is_trained(key)
+            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or _is_trained(key)
         ]
 
 
@@ -466,7 +454,5 @@ def _add_to_weight(layer: nn.Linear, delta: torch.Tensor) -> None:
         return
     rows, scale = layer.int8_weight()
     merged = rows.float() * scale[:, None] + delta.float()
-    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(
-        rows.device
-    )
+    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
     layer.state.CB = layer.state.SCB = None  # the layer takes both from its new weight

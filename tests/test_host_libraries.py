@@ -60,9 +60,7 @@ class Ours:
         return LacosSentenceTransformer(path, **kwargs)
 
 
-@pytest.fixture(
-    params=[pytest.param(Stock, marks=pytest.mark.xfail(strict=True, reason="stock loses it")), Ours]
-)
+@pytest.fixture(params=[pytest.param(Stock, marks=pytest.mark.xfail(strict=True, reason="stock loses it")), Ours])
 def stack(request):
     return request.param
 
@@ -240,9 +238,7 @@ def test_10_stock_loads_the_artifact_without_the_plugin(tiny_bloom, tmp_path):
     assert int(done.stdout) == 8  # four linear layers in each of two blocks
     cosine = (_unit(np.load(tmp_path / "actual.npy")) * _unit(np.load(tmp_path / "expected.npy"))).sum(1)
     assert cosine.min() >= 0.9999
-    between_forms = LacosSentenceTransformer(
-        tmp_path / "lacos-bloom", transformer_options={"compute_form": "auto"}
-    )
+    between_forms = LacosSentenceTransformer(tmp_path / "lacos-bloom", transformer_options={"compute_form": "auto"})
     cosine = (_unit(np.load(tmp_path / "actual.npy")) * _unit(between_forms.encode(TEXTS))).sum(1)
     assert cosine.min() >= 0.999
 
@@ -283,10 +279,7 @@ def test_16_a_prompt_that_ends_in_a_space_keeps_the_first_word(tiny_bloom):
     model.set_pooling_include_prompt(False)
     features = model.preprocess(["guitar", ""], prompt="query: ")
     ids = features["input_ids"]
-    words = [
-        model.tokenizer.decode(row[length:])
-        for row, length in zip(ids, features["prompt_length"], strict=True)
-    ]
+    words = [model.tokenizer.decode(row[length:]) for row, length in zip(ids, features["prompt_length"], strict=True)]
     assert words[0].replace("<pad>", "").strip() == "guitar</s>"
     assert words[1].replace("<pad>", "") == "</s>"
     assert np.isfinite(model.encode(["guitar", ""], prompt="query: ")).all()
