@@ -2,8 +2,9 @@
 
 A pair of an STS set among the training pairs makes its score worthless; a single sentence (captions of Flickr30k
 stand in SNLI, SICK and STS17 alike) helps a little and has to be reported. Both are looked for after Unicode
-normalisation (NFKC), lower-casing, and stripping of punctuation and spaces, so that a tokenised copy ("it 's") is
-found too; pairs in either order, and all pairs among the texts of one row (anchor, positive, negatives, captions).
+normalisation (NFKC), lower-casing, and stripping of punctuation, symbols and spaces, so that a tokenised copy
+("it 's") is found too; pairs in either order, and all pairs among the texts of one row (anchor, positive,
+negatives, captions).
 
 Only 8-byte digests of the evaluation sentences are held (116,000 pairs: about 40 MB); training rows stream past
 them, so the size of the training data does not matter. Two different sentences share a digest with probability
@@ -145,7 +146,7 @@ def normalised(text: str) -> str:
 
 @cache
 def _punctuation() -> dict[int, None]:
-    return {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code)).startswith("P")}
+    return {code: None for code in range(sys.maxunicode + 1) if unicodedata.category(chr(code))[0] in "PS"}
 
 
 def _digest(text: str) -> bytes:
@@ -180,7 +181,8 @@ class _Index:
         self.pairs: dict[bytes, tuple[int, ...]] = {}
         self.sizes: list[tuple[int, int]] = []
         for number, path in enumerate(files):
-            seen, rows = set(), 0
+            seen: set[bytes] = set()
+            rows = 0
             for first, second, _ in read_pairs(path):
                 digests = _digest(first), _digest(second)
                 rows += 1
