@@ -269,8 +269,6 @@ def _given(table: Table, first: Row, columns: Columns) -> dict[str, list[str]]:
             raise DataError(f"columns has the unknown role {role!r}. Known: {', '.join(NAMES)}, negative.")
         for name in [names] if isinstance(names, str) else names:
             if name not in first.values:
-                raise DataError(
-                    f"{table.name} has no column {name!r}; it has {', '.join(map(repr, first.values))}."
-                )
+                raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(map(repr, first.values))}.")
             roles.setdefault(role, []).append(name)
     return roles

@@ -224,9 +224,7 @@ def _weighted(sources: Sources) -> list[tuple[str, float]]:
         except (TypeError, ValueError):
             weight = 0.0
         if not 0 < weight < float("inf"):
-            raise DataError(
-                f"The weight {given!r} of {name!r} must be a number above 0: {name}@0.5, for example."
-            )
+            raise DataError(f"The weight {given!r} of {name!r} must be a number above 0: {name}@0.5, for example.")
         weighted.append((name, weight))
     twice = [name for name, _ in weighted if [other for other, _ in weighted].count(name) > 1]
     if twice:
@@ -239,15 +237,9 @@ def _open(name: str) -> Table:
     if path.is_dir():
         return open_hub(str(path))
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if (
-        path.exists()
-        or suffix.lower() in FORMATS
-        or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]*){0,2}", name)
-    ):
+    if path.exists() or suffix.lower() in FORMATS or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]*){0,2}", name):
         if not path.exists():
-            raise DataError(
-                f"There is no file {name!r} (a Hub data set is written owner/name[:subset[:split]])."
-            )
+            raise DataError(f"There is no file {name!r} (a Hub data set is written owner/name[:subset[:split]]).")
         return open_file(path)
     return open_hub(name)
 
@@ -258,9 +250,7 @@ class _Part:
 
     report: SourceReport
     columns: list[pa.ChunkedArray]
-    nli: tuple[np.ndarray, np.ndarray, np.ndarray] | None = (
-        None  # rows of (premise and entailment, contradiction)
-    )
+    nli: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # rows of (premise and entailment, contradiction)
 
     @property
     def negatives(self) -> int:
@@ -286,8 +276,8 @@ def _read(table: Table, layout: Layout, on_bad_row: str, min_score: float | None
     report = SourceReport(table.name, layout.kind, layout.columns)
     if layout.kind == "scored" and min_score is None:
         raise DataError(
-            f"{table.name} has scores in column {layout.extra!r}. A contrastive loss takes pairs of one meaning "
-            "only: say from which score on a pair is one, for example min_score=4 on a scale of 0 to 5; "
+            f"{table.name} has scores in column {layout.extra!r}. A contrastive loss takes pairs of one "
+            "meaning only: say from which score on a pair is one, for example min_score=4 on a scale of 0 to 5; "
             f"or name two columns to take every row: columns={list(layout.texts)}."
         )
     builder: Builder | None = None

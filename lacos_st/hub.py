@@ -45,9 +45,7 @@ def open_hub(source: str) -> Table:
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         hint = (
-            offline
-            if isinstance(error, ConnectionError)
-            else " A Hub data set is named owner/name[:subset[:split]]."
+            offline if isinstance(error, ConnectionError) else " A Hub data set is named owner/name[:subset[:split]]."
         )
         raise DataError(f"The data set {source!r} cannot be loaded: {reason}.{hint}") from error
     if isinstance(data, dict):
@@ -70,9 +68,7 @@ def _subset(name: str) -> str | None:
     for preferred in ("default", "triplet", "pair", "pair-class"):
         if preferred in known:
             return preferred
-    raise DataError(
-        f"The data set {name!r} has several subsets; choose one: {name}:SUBSET with {', '.join(known)}."
-    )
+    raise DataError(f"The data set {name!r} has several subsets; choose one: {name}:SUBSET with {', '.join(known)}.")
 
 
 def open_dataset(data: Any, name: str = "dataset") -> Table:

@@ -67,9 +67,7 @@ def match_nli(
         Row numbers: of entailments (K,) in order, of the contradiction for each (K,), of entailments without
             one.
     """
-    pair = (
-        premise * np.uint64(0x9E3779B97F4A7C15) + hypothesis
-    )  # wraps; odd factor, so no two premises coincide
+    pair = premise * np.uint64(0x9E3779B97F4A7C15) + hypothesis  # wraps; odd factor, so no two premises coincide
     rows = np.arange(len(label))
 
     def distinct(wanted: int, not_in: int) -> np.ndarray:
@@ -104,9 +102,7 @@ def first_occurrences(tables: Sequence[pa.Table]) -> np.ndarray:
     return first
 
 
-def mix(
-    keep: np.ndarray, bounds: np.ndarray, weights: Sequence[float], max_rows: int | None, seed: int
-) -> np.ndarray:
+def mix(keep: np.ndarray, bounds: np.ndarray, weights: Sequence[float], max_rows: int | None, seed: int) -> np.ndarray:
     """Choose and order rows: weights, sample, shuffle.
 
     Args:

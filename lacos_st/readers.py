@@ -72,9 +72,7 @@ class Table:
 
     def place(self, number: int) -> str:
         """Say where a row is, as compilers do: `pairs.csv:17`."""
-        return (
-            f"{self.name}, row {number}" if self.kind in ("parquet", "dataset") else f"{self.name}:{number}"
-        )
+        return f"{self.name}, row {number}" if self.kind in ("parquet", "dataset") else f"{self.name}:{number}"
 
     def first(self) -> Row:
         """Return the first readable row.
@@ -169,9 +167,7 @@ def _lines(path: Path, gzipped: bool) -> Iterator[str]:
                     )
                     yield line
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(
-            f"{path}: damaged gzip data after line {number} ({error}); fetch or pack it again."
-        ) from error
+        raise DataError(f"{path}: damaged gzip data after line {number} ({error}); fetch or pack it again.") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read after line {number}: {error.strerror or error}.") from error
 
@@ -206,9 +202,7 @@ def _jsonl(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
         if isinstance(value, dict):
             yield Row(number, value)
         else:
-            what = (
-                f"an object or an array of texts is needed, not {type(value).__name__} {line.strip()[:40]!r}."
-            )
+            what = f"an object or an array of texts is needed, not {type(value).__name__} {line.strip()[:40]!r}."
             yield Row(number, {}, what + _array_hint(number, line))
 
 

@@ -1,0 +1,208 @@
+"""Embeddings on disk: a partial file that survives interruption, and its final form.
+
+`PartialFile` is an .npy file of which the first `done` rows are written, and a JSON record beside it that
+says so and under which plan. A chunk is appended and synced before the record moves on, so the record never
+promises more than is there; what lies beyond it is cut off on the next start. `finish` turns the complete
+file into the output: by renaming it, or in a streaming pass for Parquet and for int8 (whose ranges are those
+of all rows).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lacos_st.config import LacosError
+from lacos_st.files import atomic, sync_directory, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _disk_errors(output: Path) -> Iterator[None]:
+    """Say what to do when writing fails."""
+    try:
+        yield
+    except OSError as error:
+        raise LacosError(
+            f"{output} cannot be written: {error.strerror or error}. What was encoded is kept: mend this, and run "
+            "the same command again to go on."
+        ) from error
+
+
+def stored_as(dimension: int, precision: str) -> tuple[int, np.dtype]:
+    """Width and type of a row of the partial file."""
+    if precision.endswith("binary"):
+        return -(-dimension // 8), np.dtype(np.int8 if precision == "binary" else np.uint8)
+    return dimension, np.dtype(np.float32)
+
+
+def packed(embeddings: np.ndarray, precision: str) -> np.ndarray:
+    """What can be quantised row by row already is in the partial file."""
+    if not precision.endswith("binary"):
+        return embeddings
+    from sentence_transformers import quantize_embeddings
+
+    return np.asarray(quantize_embeddings(embeddings, precision=precision))
+
+
+class PartialFile:
+    """`X.partial`, an .npy file with its first `done` rows written, and `X.progress.json`, which says so."""
+
+    def __init__(
+        self, output: Path, plan: dict[str, Any], shape: tuple[int, int], dtype: np.dtype, resume: bool
+    ) -> None:
+        self.path = output.with_name(f"{output.name}.partial")
+        self.progress = output.with_name(f"{output.name}.progress.json")
+        self.plan, self.shape, self.dtype = plan, shape, dtype
+        self.output = output
+        with _disk_errors(output):
+            self.done = self._done() if resume else 0
+            self.start = self._begin() if self.done == 0 else self._header_size()
+
+    def _begin(self) -> int:
+        self.progress.unlink(missing_ok=True)
+        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
+        with self.path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            os.fsync(file.fileno())
+            size = file.tell()
+        self._save()
+        return size
+
+    def _header_size(self) -> int:
+        with self.path.open("rb") as file:
+            np.lib.format.read_magic(file)
+            np.lib.format.read_array_header_1_0(file)
+            return file.tell()
+
+    def _done(self) -> int:
+        """Rows of an interrupted run that can be kept."""
+        try:
+            record = json.loads(self.progress.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return 0
+        if not record["done"]:
+            return 0
+        differing = [key for key in self.plan if record["plan"].get(key) != self.plan[key]]
+        if differing:
+            changes = "; ".join(f"{key}: {record['plan'].get(key)!r}, now {self.plan[key]!r}" for key in differing)
+            raise LacosError(
+                f"{self.output} was begun with other settings ({changes}), so going on would mix two results. "
+                "Run again with the same input, model and options, or start over with resume=False."
+            )
+        done = int(record["done"])
+        row = self.shape[1] * self.dtype.itemsize
+        if not self.path.exists() or self.path.stat().st_size < done * row:
+            logger.warning("%s is missing or cut short; starting over.", self.path)
+            return 0
+        return done
+
+    def __enter__(self) -> PartialFile:
+        self.file = self.path.open("rb+")
+        self.file.truncate(self.start + self.done * self.shape[1] * self.dtype.itemsize)
+        self.file.seek(0, os.SEEK_END)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add rows; they count once they are on the disk."""
+        with _disk_errors(self.output):
+            self.file.write(np.ascontiguousarray(rows, self.dtype).tobytes())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.done += len(rows)
+            self._save()
+
+    def _save(self) -> None:
+        write_json(self.progress, {"plan": self.plan, "done": self.done})
+
+    def chunks(self, size: int) -> Iterator[np.ndarray]:
+        """Read the rows again, so many at a time."""
+        with self.path.open("rb") as file:
+            file.seek(self.start)
+            while data := file.read(size * self.shape[1] * self.dtype.itemsize):
+                yield np.frombuffer(data, self.dtype).reshape(-1, self.shape[1])
+
+
+def finish(partial: PartialFile, ids: Iterable[int | str], precision: str, chunk_size: int) -> None:
+    """Turn the complete partial file into the output.
+
+    Args:
+        partial: All rows.
+        ids: One for each row, in order; all integers or all strings. Used by Parquet only.
+        precision: What the output holds.
+        chunk_size: Rows read at a time, and rows in a row group of Parquet.
+    """
+    output, scaled = partial.output, precision in ("int8", "uint8")
+    with _disk_errors(output):
+        chunks = _scaled(partial, precision, chunk_size) if scaled else partial.chunks(chunk_size)
+        if output.suffix == ".parquet":
+            with atomic(output) as temporary:
+                _write_parquet(temporary, chunks, iter(ids))
+        elif scaled:
+            header = {"descr": np.dtype(precision).str, "fortran_order": False, "shape": partial.shape}
+            with atomic(output) as temporary, temporary.open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                for rows in chunks:
+                    file.write(rows.tobytes())
+        else:
+            partial.path.replace(output)
+            sync_directory(output.parent)
+        partial.path.unlink(missing_ok=True)
+        partial.progress.unlink()
+
+
+def _scaled(partial: PartialFile, precision: str, chunk_size: int) -> Iterator[np.ndarray]:
+    """Quantise to the range of each dimension over all rows, and write the ranges."""
+    from sentence_transformers import quantize_embeddings
+
+    low = np.min([rows.min(axis=0) for rows in partial.chunks(chunk_size)], axis=0)
+    high = np.max([rows.max(axis=0) for rows in partial.chunks(chunk_size)], axis=0)
+    ranges = np.stack([low, high])
+    with (
+        atomic(partial.output.with_name(f"{partial.output.stem}.ranges.npy")) as temporary,
+        temporary.open("wb") as file,
+    ):
+        np.save(file, ranges)
+    for rows in partial.chunks(chunk_size):
+        yield np.asarray(quantize_embeddings(rows, precision=precision, ranges=ranges))
+
+
+def _write_parquet(path: Path, chunks: Iterator[np.ndarray], ids: Iterator[int | str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    for rows in chunks:
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+        table = pa.table({"id": pa.array(list(islice(ids, len(rows)))), "embedding": embeddings})
+        writer = writer or pq.ParquetWriter(path, table.schema, use_dictionary=False, write_statistics=False)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def check_space(output: Path, partial: PartialFile, precision: str) -> None:
+    """Fail before hours of work rather than after them."""
+    rows, width = partial.shape
+    needed = (rows - partial.done) * width * partial.dtype.itemsize
+    if output.suffix == ".parquet" or precision in ("int8", "uint8"):
+        needed += rows * width * (1 if precision != "float32" else 4)
+    free = shutil.disk_usage(output.absolute().parent).free
+    if needed > free:
+        raise LacosError(
+            f"{output} needs {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free there. Free some, choose another "
+            "place, or use truncate_dim or precision='ubinary'."
+        )

@@ -1,0 +1,98 @@
+"""Files that are whole or absent, and one writer at a time.
+
+`atomic(path)` gives a temporary name beside the target, syncs what was written there and renames it: a reader
+sees the old file or the new one, after a kill and after a power cut alike. `locked(path)` keeps a second
+process from writing the same output. The lock is the kernel's (through `filelock`), which frees it with the
+process that held it, however that ended; so there is no stale lock to detect, and a process number that was
+given out again cannot confuse it. The number is written beside it for the message only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from lacos_st.config import LacosError
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Write a file through a temporary name; after an exception the target is untouched.
+
+    The temporary's name is fixed, so that a killed process leaves no more than one: callers that may run at the
+    same time hold `locked`.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp(), "note.txt")
+        >>> with atomic(target) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> target.read_text()
+        'whole'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_directory(directory: Path) -> None:
+    """Make renames in a directory survive a power cut, where the system can (Windows cannot)."""
+    with suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+@contextmanager
+def locked(output: str | Path) -> Iterator[None]:
+    """Hold `OUTPUT.lock`, so that one process at a time writes an output.
+
+    Raises:
+        LacosError: Another process holds it, or the directory cannot be written.
+    """
+    output = Path(output)
+    path = output.with_name(f"{output.name}.lock")
+    lock = filelock.FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        holder = ""
+        with suppress(OSError):
+            holder = path.read_text(encoding="utf-8").strip()
+        raise LacosError(
+            f"Another process ({holder or 'number unknown'}) is writing {output}. Wait for it, or choose "
+            "another output."
+        ) from None
+    except OSError as error:
+        raise LacosError(
+            f"{output.parent} cannot be written: {error.strerror or error}. Choose an output elsewhere."
+        ) from error
+    try:
+        with suppress(OSError):
+            path.write_text(f"process {os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while held: whoever waits on this file finds it unlinked and starts over
+        lock.release()
