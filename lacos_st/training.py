@@ -33,7 +33,6 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 
 from lacos_st.config import LacosConfig, LacosError
 from lacos_st.data import load_training_data
-from lacos_st.embedded import sample_path
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
@@ -78,9 +77,9 @@ def train(
     output, run = Path(config.output), Path(f"{config.output}.run")
     with _only_process(run):
         checkpoint = _prepare(config, output, run)
+        train_data, eval_data = _build_data(config)
         set_seed(config.seed)
         model = _build_model(config)
-        train_data, eval_data = _build_data(config)
         arguments = _arguments(config, run, len(train_data), evaluator)
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -104,6 +103,7 @@ def train(
                 f"Stopped at step {trainer.state.global_step}; a checkpoint is in {str(run)!r}. "
                 "Run the same command again to go on."
             )
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
         model.eval()
         model.training_record = {
             "recipe": config.to_dict(),
@@ -240,9 +240,9 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
 
 def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
     options = {"on_bad_row": config.on_bad_row, "columns": config.columns or None, "seed": config.seed}
-    train_sources = config.train_data or [str(sample_path("nli-train"))]
+    train_sources = config.train_data or [_sample("nli-train")]
     data = load_training_data(train_sources, max_rows=config.max_rows, **options)
-    eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
+    eval_sources = config.eval_data or ([] if config.train_data else [_sample("nli-dev")])
     if eval_sources:
         return data, load_training_data(eval_sources, **options)
     held_out = min(_HELD_OUT, len(data) // 10)
@@ -253,6 +253,12 @@ def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
         )
     parts = data.train_test_split(held_out, seed=config.seed)
     return parts["train"], parts["test"]
+
+
+def _sample(name: str) -> str:
+    from lacos_st.embedded import sample_path
+
+    return str(sample_path(name))
 
 
 def _arguments(

@@ -1,0 +1,236 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lacos_st.config import LacosConfig, LacosError
+from lacos_st.model import LacosSentenceTransformer
+from lacos_st.training import TrainingInterrupted, latest_checkpoint, train
+
+WORDS = "man guitar street dogs grass child market week music red house river sings runs sleeps old".split()
+
+
+@pytest.fixture(scope="module")
+def triplets(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "triplets.csv"
+    lines = ["anchor,positive,negative"]
+    for i in range(96):
+        a, b, c = WORDS[i % 16], WORDS[(i * 7 + 3) % 16], WORDS[(i * 5 + 1) % 16]
+        lines.append(f"the {a} {b} {i},a {a} with {b} {i},no {a} but {c} {i}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def config_for(base, data, output, **options):
+    defaults = {
+        "base": str(base),
+        "train_data": [str(data)],
+        "output": str(output),
+        "batch_size": 8,
+        "gradient_accumulation_steps": 2,
+        "epochs": 2,
+        "eval_steps": 2,
+        "logging_steps": 1,
+        "lora_rank": 4,
+        "lora_dropout": 0.1,
+        "learning_rate": 1e-2,
+    }
+    return LacosConfig(**{**defaults, **options})
+
+
+def adapter(output):
+    return load_file(Path(output) / "adapter" / "adapter_model.safetensors")
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny_bloom, triplets, tmp_path_factory):
+    """A run from beginning to end."""
+    output = tmp_path_factory.mktemp("undisturbed") / "model"
+    train(config_for(tiny_bloom, triplets, output))
+    return output
+
+
+def test_trains_saves_and_cleans_up(undisturbed):
+    record = json.loads((undisturbed / "training.json").read_text())
+    losses = [entry["loss"] for entry in record["log"] if "loss" in entry]
+    assert sum(losses[-2:]) < sum(losses[:2])
+    assert record["best_step"] in range(2, record["steps"] + 1, 2)
+    assert not Path(f"{undisturbed}.run").exists()
+    assert not [path for path in undisturbed.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    model = LacosSentenceTransformer(undisturbed)
+    assert model.max_seq_length == 128
+    assert sum(load.abs().sum() for key, load in adapter(undisturbed).items() if "lora_B" in key) > 0
+
+
+def test_killed_and_resumed_ends_bit_for_bit_the_same(undisturbed, tiny_bloom, triplets, tmp_path):
+    config = config_for(tiny_bloom, triplets, tmp_path / "model")
+    config.to_yaml(tmp_path / "recipe.yaml")
+    script = "import sys; from lacos_st import LacosConfig, train; train(LacosConfig.from_yaml(sys.argv[1]))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path / "recipe.yaml")],
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    second = tmp_path / "model.run" / "checkpoints" / "checkpoint-4" / "trainer_state.json"
+    for _ in range(1200):
+        if second.exists() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert second.exists()
+    assert not (tmp_path / "model").exists()
+    train(config)
+    assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(undisturbed, tiny_bloom, triplets, tmp_path):
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    config = config_for(tiny_bloom, triplets, tmp_path / "model")
+    with pytest.raises(TrainingInterrupted, match="step 4"):
+        train(config, callbacks=[Interrupt()])
+    assert latest_checkpoint(tmp_path / "model.run" / "checkpoints").name == "checkpoint-4"
+    train(config)
+    assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
+
+
+@pytest.fixture
+def interrupted(tiny_bloom, triplets, tmp_path):
+    """A run directory with checkpoints 2 and 4."""
+    from transformers import TrainerCallback
+
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise RuntimeError("power cut")
+
+    config = config_for(tiny_bloom, triplets, tmp_path / "model")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(config, callbacks=[Stop()])
+    return config, tmp_path / "model.run" / "checkpoints"
+
+
+@pytest.mark.parametrize("damage", ["optimizer.pt", "trainer_state.json", "adapter_model.safetensors"])
+def test_an_incomplete_checkpoint_is_skipped(damage, interrupted):
+    _, checkpoints = interrupted
+    path = checkpoints / "checkpoint-4" / damage
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.warns(UserWarning, match="checkpoint-4"):
+        assert latest_checkpoint(checkpoints).name == "checkpoint-2"
+    (checkpoints / "checkpoint-2" / "optimizer.pt").unlink()
+    with pytest.warns(UserWarning, match=r"optimizer\.pt is missing"):
+        assert latest_checkpoint(checkpoints) is None
+
+
+def test_another_recipe_does_not_mix_with_an_unfinished_run(interrupted):
+    config, _ = interrupted
+    changed = LacosConfig.from_dict({**config.to_dict(), "lora_rank": 2})
+    with pytest.raises(LacosError, match="lora_rank: 4 there, 2 now"):
+        train(changed)
+
+
+def test_an_output_that_is_not_empty_is_refused(tiny_bloom, triplets, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "thesis.txt").write_text("precious")
+    with pytest.raises(LacosError, match="not empty"):
+        train(config_for(tiny_bloom, triplets, tmp_path / "model"))
+    assert (tmp_path / "model" / "thesis.txt").read_text() == "precious"
+
+
+def test_one_process_at_a_time(tiny_bloom, triplets, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "model.run").mkdir()
+    with (
+        FileLock(tmp_path / "model.run" / "lock"),
+        pytest.raises(LacosError, match="Another process is training"),
+    ):
+        train(config_for(tiny_bloom, triplets, tmp_path / "model"))
+
+
+def test_too_little_data_is_refused(tiny_bloom, tmp_path):
+    (tmp_path / "few.csv").write_text("anchor,positive\na,b\nc,d\n")
+    with pytest.raises(LacosError, match="2 usable rows"):
+        train(config_for(tiny_bloom, tmp_path / "few.csv", tmp_path / "model"))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mini_batch_size": 4, "gradient_checkpointing": True},
+        {"quantization": "none", "optimizer": "adamw_torch", "bf16": False, "symmetric_loss": True},
+        {"lora_targets": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"], "pooling": "lasttoken"},
+        {"attention": "symmetric", "mask_margin": 0.1, "template": 'This sentence : "{text}" means in one word:"'},
+        {"early_stopping_patience": 1, "epochs": 1},
+    ],
+    ids=["cached", "full-precision", "all-linear", "symmetric", "early-stopping"],
+)
+def test_options(options, tiny_bloom, triplets, tmp_path):
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # symmetric attention says that stock ST cannot express it
+        model = train(config_for(tiny_bloom, triplets, tmp_path / "model", **{"max_steps": 3, **options}))
+    loaded = LacosSentenceTransformer(tmp_path / "model")
+    texts = ["a man with guitar", "the river"]
+    assert torch.allclose(
+        model.encode(texts, convert_to_tensor=True).float(), loaded.encode(texts, convert_to_tensor=True).float()
+    )
+
+
+def test_unlabelled_sentences_train(tiny_bloom, tmp_path):
+    (tmp_path / "lines.txt").write_text("\n".join(f"the {a} and the {b}" for a in WORDS for b in WORDS[:4]) + "\n")
+    model = train(config_for(tiny_bloom, tmp_path / "lines.txt", tmp_path / "model", max_steps=2))
+    assert model.training_record["rows"] > 40
+
+
+def test_fit_uses_8_bit_adam(tiny_model, tmp_path):
+    import bitsandbytes as bnb
+    from sentence_transformers import InputExample
+    from torch.utils.data import DataLoader
+
+    from lacos_st.losses import MaskedMultipleNegativesRankingLoss
+
+    seen = []
+
+    class Spy(bnb.optim.AdamW8bit):
+        def __init__(self, *args, **kwargs):
+            seen.append(type(self))
+            super().__init__(*args, **kwargs)
+
+    defaults = LacosSentenceTransformer.fit.__kwdefaults__
+    assert defaults["optimizer_class"] is bnb.optim.AdamW8bit
+    before = {key: p.clone() for key, p in tiny_model.named_parameters() if p.dtype == torch.int8}
+    examples = [InputExample(texts=[f"the {word}", f"a {word}"]) for word in WORDS]
+    tiny_model.fit(
+        [(DataLoader(examples, batch_size=8), MaskedMultipleNegativesRankingLoss(tiny_model))],
+        epochs=1,
+        warmup_steps=0,
+        optimizer_class=Spy,
+        output_path=str(tmp_path / "fitted"),
+        show_progress_bar=False,
+    )
+    assert seen
+    for key, parameter in tiny_model.named_parameters():
+        if key in before:
+            assert torch.equal(parameter, before[key])
