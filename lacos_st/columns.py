@@ -130,9 +130,8 @@ class Layout:
 
 
 def _label(value: Any) -> int | None:
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # data frames turn integer columns with a gap into floats
     text = "" if value is None else str(value).strip().lower()
+    text = text.removesuffix(".0")  # data frames turn integer columns with a gap into floats
     return -1 if text in _UNLABELLED else _LABELS.get(text)
 
 
