@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,6 +34,7 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lacos_st.bloom import accelerate_
+from lacos_st.card import describe, insert, section
 from lacos_st.config import LacosError
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import quantize_embedding_
@@ -83,10 +87,13 @@ class LacosSentenceTransformer(SentenceTransformer):
         self._transformer_options = transformer_options or {}
         self._default_pooling = pooling
         path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
-        super().__init__(path, modules=modules, **kwargs)
+        with _without_dtype_advice():
+            super().__init__(path, modules=modules, **kwargs)
         if modules is None and is_trainable:
             self.transformer.set_trainable()
         self._check_template()
+        self.model_card_data.generate_widget_examples = False  # it would embed training data at every saving
+        self.training_record: dict[str, Any] | None = None
 
     @property
     def transformer(self) -> LacosTransformer:
@@ -193,11 +200,14 @@ class LacosSentenceTransformer(SentenceTransformer):
             transformer.save_base = self_contained
         elif in_checkpoint:
             transformer.save_base = False
+        self._saving_to = target.name
         stage = None
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-            super().save(str(stage), model_name, create_model_card, train_datasets, safe_serialization)
+            super().save(
+                str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
+            )
             self._name_stock_classes(stage)
             _move_into(stage, target)
         except OSError as error:
@@ -241,6 +251,16 @@ class LacosSentenceTransformer(SentenceTransformer):
                     (stage / entry["path"]).rename(stage / name)
                     entry["path"] = name
         listing.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
+
+    def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        super()._create_model_card(path, model_name, *args, **kwargs)
+        file = Path(path) / "README.md"
+        name = self._saving_to if model_name is None else model_name
+        file.write_text(insert(file.read_text(encoding="utf-8"), section(self, name)), encoding="utf-8")
+
+    def describe(self) -> dict[str, Any]:
+        """What the model is made of; see `card.describe`."""
+        return describe(self)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
         """As ST's. A self-contained model is its own base there, so its adapter names the repository."""
@@ -316,6 +336,21 @@ def accelerate(
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
     return model
+
+
+@contextmanager
+def _without_dtype_advice() -> Iterator[None]:
+    """ST advises fp32 on every CPU; the compute dtype is chosen by what this CPU does well."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "was loaded in torch." not in record.getMessage()
+
+    logger = logging.getLogger("sentence_transformers.base.model")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
 
 
 def _resolve(name: str) -> str:

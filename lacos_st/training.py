@@ -12,9 +12,11 @@ The loop is ST's own trainer. This file chooses its arguments and keeps two prom
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -24,15 +26,17 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
-from filelock import FileLock, Timeout
 from safetensors import safe_open
-from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from lacos_st.config import LacosConfig, LacosError
 from lacos_st.data import load_training_data
+from lacos_st.files import locked, write_json
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
 _HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 # Settings that may change between a run and its continuation without changing what is learnt.
+_STS = Path(__file__).parent / "assets" / "sts"
 _FREE = {"output", "overwrite", "report_to", "logging_steps"}
 
 
@@ -75,7 +80,11 @@ def train(
         TrainingInterrupted: Ctrl-C; the run can be resumed.
     """
     output, run = Path(config.output), Path(f"{config.output}.run")
-    with _only_process(run):
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LacosError(f"The output {str(output)!r} cannot be made: {error.strerror}. Choose another.") from error
+    with locked(run):
         checkpoint = _prepare(config, output, run)
         train_data, eval_data = _build_data(config)
         set_seed(config.seed)
@@ -95,9 +104,18 @@ def train(
             trainer.add_callback(_Progress(config.batch_size * config.gradient_accumulation_steps))
         if config.early_stopping_patience is not None:
             trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+        before = sts_sample(model)
         started = time.time()
         with _checkpoint_on_interrupt(trainer) as interrupted:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except (OSError, RuntimeError) as error:
+                if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
+                    raise LacosError(
+                        f"Writing a checkpoint to {str(run)!r} failed ({str(error).splitlines()[0]}). Free space or "
+                        "mend the directory, and run again: training goes on from the last complete checkpoint."
+                    ) from error
+                raise
         if interrupted.is_set():
             raise TrainingInterrupted(
                 f"Stopped at step {trainer.state.global_step}; a checkpoint is in {str(run)!r}. "
@@ -114,14 +132,33 @@ def train(
             "seconds": round(time.time() - started),
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "device": _device_name(model.device),
+            "peak_bytes": _peak_bytes(model.device),
+            "scores_before": before,
+            "scores_after": sts_sample(model),
         }
         model.save_pretrained(str(output))
-        _write(
-            output / "training.json",
-            json.dumps({**model.training_record, "log": trainer.state.log_history}, indent=1),
-        )
+        write_json(output / "training.json", {**model.training_record, "log": trainer.state.log_history})
         shutil.rmtree(run)
     return model
+
+
+def sts_sample(model: SentenceTransformer) -> dict[str, float]:
+    """Spearman correlation x 100 on the four STS17 pairs that come with the package.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        "en-en", "es-es", "es-en", "en-ar" -> correlation of cosine similarities with the gold scores.
+    """
+    scores = {}
+    for pair in ("en-en", "es-es", "es-en", "en-ar"):
+        with gzip.open(_STS / f"sts17.{pair}.test.jsonl.gz", "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        first, second, gold = ([row[key] for row in rows] for key in ("sentence1", "sentence2", "score"))
+        result = EmbeddingSimilarityEvaluator(first, second, gold, main_similarity="cosine", write_csv=False)(model)
+        scores[pair] = 100 * float(result["spearman_cosine"])
+    return scores
 
 
 def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn.Module:
@@ -198,6 +235,7 @@ def _prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
             "(--overwrite) to replace the model there."
         )
     recipe = run / "recipe.yaml"
+    run.mkdir(parents=True, exist_ok=True)
     if not recipe.is_file():
         config.to_yaml(recipe)
         return None
@@ -303,25 +341,6 @@ def _arguments(
     )
 
 
-@contextmanager
-def _only_process(run: Path) -> Iterator[None]:
-    """Hold the run directory's lock; the system frees it when the process ends, however it ends."""
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(run / "lock"), timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise LacosError(
-            f"Another process is training into {str(run)!r}. Wait for it, or choose another output."
-        ) from None
-    except OSError as error:
-        raise LacosError(f"The run directory {str(run)!r} cannot be written: {error.strerror or error}.") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class _Progress(TrainerCallback):
     """A progress bar with loss and pairs per second."""
 
@@ -380,13 +399,18 @@ def _checkpoint_on_interrupt(trainer: SentenceTransformerTrainer) -> Iterator[th
         signal.signal(signal.SIGINT, previous)
 
 
+def _peak_bytes(device: torch.device) -> int:
+    """Peak memory so far: allocated on the GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return int(psutil.Process().memory_info().peak_wset)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -109,7 +109,7 @@ class LacosTransformer(Transformer):
         self.register_load_state_dict_post_hook(_expect_only_trained)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse `module.auto_model = get_peft_model(...)`: it would stand beside the real model, or break reloading."""
+        """Refuse `module.auto_model = get_peft_model(...)`: it would stand beside the real model."""
         if name == "auto_model" or (name == "model" and isinstance(value, PeftModel)):
             raise AttributeError(
                 f"Assigning a {type(value).__name__} to {name!r} would lose it on saving: call add_lora(), or "

@@ -11,10 +11,28 @@ import torch
 from safetensors.torch import load_file
 
 from lacos_st.config import LacosConfig, LacosError
+from lacos_st.files import locked
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.training import TrainingInterrupted, latest_checkpoint, train
 
-WORDS = "man guitar street dogs grass child market week music red house river sings runs sleeps old".split()
+WORDS = [
+    "man",
+    "guitar",
+    "street",
+    "dogs",
+    "grass",
+    "child",
+    "market",
+    "week",
+    "music",
+    "red",
+    "house",
+    "river",
+    "sings",
+    "runs",
+    "sleeps",
+    "old",
+]
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +176,7 @@ def test_an_output_that_is_not_empty_is_refused(tiny_bloom, triplets, tmp_path):
 
 
 def test_one_process_at_a_time(tiny_bloom, triplets, tmp_path):
-    from filelock import FileLock
-
-    (tmp_path / "model.run").mkdir()
-    with (
-        FileLock(tmp_path / "model.run" / "lock"),
-        pytest.raises(LacosError, match="Another process is training"),
-    ):
+    with locked(tmp_path / "model.run"), pytest.raises(LacosError, match="Another process"):
         train(config_for(tiny_bloom, triplets, tmp_path / "model"))
 
 

@@ -1,0 +1,257 @@
+"""The command line: each command is a thin face of a typed function elsewhere.
+
+`train`'s flags are `LacosConfig`'s fields. A user's mistake (`LacosError`, a file that cannot be read) is one line on
+stderr and exit code 2; Ctrl-C is 130. Anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+from lacos_st.config import LacosConfig, LacosError
+
+_EPILOG = """examples:
+  lacos-st train                                             the embedded base on the embedded sample, offline
+  lacos-st train --base bigscience/bloom-560m --train-data sentence-transformers/all-nli:triplet --output my-model
+  lacos-st evaluate bloom-mini lacos-bloom --tasks sts-sample
+  lacos-st encode lacos-bloom texts.txt --output texts.npy
+  lacos-st similarity lacos-bloom "A man plays guitar." "Un homme joue de la guitare."
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        argv: The arguments; default: those of the process.
+
+    Returns:
+        The exit code.
+    """
+    arguments = _parser().parse_args(argv)
+    _quiet()
+    run: Callable[[argparse.Namespace], None] = arguments.run
+    try:
+        run(arguments)
+    except (LacosError, OSError) as error:
+        print(f"lacos-st {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in ("mteb", "sklearn", "matplotlib"):
+            raise
+        print(f"lacos-st {arguments.command}: error: needs {error.name}: pip install 'lacos-st[eval]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress; host libraries speak up for errors only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("sentence_transformers", "bitsandbytes", "mteb", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("lacos_st").setLevel(logging.INFO)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lacos-st",
+        description="8-bit LoRA BLOOM sentence embeddings: train, encode, evaluate.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from lacos_st import __version__
+
+    parser.add_argument("--version", action="version", version=f"lacos-st {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.set_defaults(run=run)
+        return command
+
+    train = add("train", _train, "train an adapter and save the model; run again to go on after an interruption")
+    train.add_argument("--config", metavar="RECIPE.yaml", help="a recipe; flags win over it")
+    _add_recipe_flags(train)
+
+    init = add("init", _init, "write an embedded model as a directory that stock sentence-transformers loads")
+    init.add_argument("directory", nargs="?", help="default: the model's name")
+    init.add_argument("--model", default="lacos-bloom", help="lacos-bloom, or bloom-mini, its base")
+
+    encode = add("encode", _encode, "encode a file of texts; run again to go on after an interruption")
+    encode.add_argument("model")
+    encode.add_argument("input", help=".txt (a line is a text), .csv, .tsv, .jsonl (each also .gz), .parquet")
+    encode.add_argument("--output", required=True, metavar="OUT.npy|OUT.parquet", help="where the embeddings go")
+    encode.add_argument("--column", help="column of texts; default: the only one, or text, sentence, line")
+    encode.add_argument("--id-column", help="column of ids, kept in Parquet output")
+    encode.add_argument("--batch-size", type=int, default=32, help="texts in a forward pass")
+    encode.add_argument("--precision", default="float32", choices=["float32", "int8", "uint8", "binary", "ubinary"])
+    encode.add_argument("--normalize", action="store_true", help="scale embeddings to length 1")
+    encode.add_argument("--prompt-name", help="one of the model's prompts")
+    encode.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")
+    encode.add_argument("--devices", nargs="+", help="devices, for example cuda:0 cuda:1")
+    encode.add_argument("--no-resume", dest="resume", action="store_false", help="start over")
+
+    similarity = add("similarity", _similarity, "print the similarity of texts")
+    similarity.add_argument("model")
+    similarity.add_argument("texts", nargs="+", metavar="TEXT")
+
+    evaluate = add("evaluate", _evaluate, "measure models on sentence similarity with MTEB, online or from files")
+    evaluate.add_argument("models", nargs="+", metavar="MODEL")
+    evaluate.add_argument("--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample or MTEB task names")
+    evaluate.add_argument("--languages", nargs="+", help="language codes; a set is kept if all its languages are")
+    evaluate.add_argument("--data-dir", help="directory of <dataset>.<language>.<split>.jsonl[.gz] files")
+    evaluate.add_argument("--split", default="test", choices=["test", "dev"])
+    evaluate.add_argument("--output", help="directory for results; a second run goes on where the first stopped")
+    evaluate.add_argument("--batch-size", type=int, default=32, help="sentences in a batch")
+
+    report = add("report", _report, "turn results of evaluate into a self-contained page")
+    report.add_argument("results", nargs="+", metavar="RESULTS")
+    report.add_argument("-o", "--output", default="report.html")
+    report.add_argument("--title", default="Sentence similarity")
+
+    overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")
+    overlap.add_argument("train", nargs="+", metavar="TRAIN")
+    overlap.add_argument("--data-dir", help="evaluation files; default: the embedded STS sample")
+
+    merge = add("merge", _merge, "fold the adapter into the base (in float, then 8 bits again)")
+    merge.add_argument("model")
+    merge.add_argument("output", metavar="OUT")
+
+    info = add("info", _info, "say what a model is made of")
+    info.add_argument("model")
+    return parser
+
+
+_DEFAULTS = LacosConfig()
+
+
+def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of `LacosConfig`; absent flags leave the recipe's or the default value."""
+    hints = typing.get_type_hints(LacosConfig)
+    for item in fields(LacosConfig):
+        kind = hints[item.name]
+        if typing.get_origin(kind) in (types.UnionType, typing.Union):
+            kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        default = getattr(_DEFAULTS, item.name)
+        shown = " ".join(default) if isinstance(default, list) else default
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{item.metadata['help']} (default: {shown})"}
+        options["help"] = options["help"].replace("%", "%%")
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(kind) is Literal:
+            options["choices"] = typing.get_args(kind)
+        elif typing.get_origin(kind) is list:
+            options |= {"nargs": "*", "metavar": item.name.upper()}
+        else:
+            options["metavar"] = kind.__name__.upper()  # LacosConfig itself turns texts into numbers
+        parser.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, **options)
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from lacos_st.training import train
+
+    names = {item.name for item in fields(LacosConfig)}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    config = LacosConfig.from_yaml(arguments.config, **given) if arguments.config else LacosConfig.from_dict(given)
+    record = train(config).training_record
+    assert record is not None  # train() has just made it
+    print(
+        f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
+        f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"
+        f'Use it: SentenceTransformer("{config.output}")'
+    )
+
+
+def _init(arguments: argparse.Namespace) -> None:
+    from lacos_st.embedded import unpack
+
+    directory = Path(arguments.directory or arguments.model)
+    if directory.exists() and (directory.is_file() or any(directory.iterdir())):
+        raise LacosError(f"{str(directory)!r} exists already and is not empty: give another directory.")
+    unpack(arguments.model, directory)
+    print(f'Wrote {directory}. Use it: SentenceTransformer("{directory}")')
+
+
+def _load(name: str) -> Any:
+    from lacos_st.model import LacosSentenceTransformer
+
+    return LacosSentenceTransformer(name)
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from lacos_st.encoding import encode_file
+
+    names = (
+        "input", "output", "column", "id_column", "batch_size", "precision", "normalize", "prompt_name",
+        "truncate_dim", "devices", "resume",
+    )  # fmt: skip
+    print(encode_file(_load(arguments.model), **{name: getattr(arguments, name) for name in names}))
+
+
+def _similarity(arguments: argparse.Namespace) -> None:
+    if len(arguments.texts) < 2:
+        raise LacosError("similarity compares texts: give at least two.")
+    model = _load(arguments.model)
+    embeddings = model.encode(arguments.texts)
+    for number, (text, row) in enumerate(
+        zip(arguments.texts, model.similarity(embeddings, embeddings), strict=True), 1
+    ):
+        print(f"{number:>3}  {' '.join(f'{score:6.3f}' for score in row)}  {text}")
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from lacos_st.evaluation import evaluate
+
+    names = ("tasks", "languages", "data_dir", "split", "output", "batch_size")
+    print(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names}))
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from lacos_st.report import write_report
+
+    for path in write_report(arguments.results, arguments.output, title=arguments.title):
+        print(f"Wrote {path}")
+
+
+def _check_overlap(arguments: argparse.Namespace) -> None:
+    from lacos_st.overlap import check_overlap
+
+    print(check_overlap(arguments.train, arguments.data_dir, progress=True))
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    output = Path(arguments.output)
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise LacosError(f"{str(output)!r} exists already and is not empty: give another directory.")
+    model = _load(arguments.model)
+    model.merge_adapter().save_pretrained(str(output))
+    print(f"Wrote {output}: one 8-bit model without an adapter.")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    model = _load(arguments.model)
+    for name, value in model.describe().items():
+        print(f"{name:<16}{value}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
