@@ -367,6 +367,8 @@ def _resolve(name: str) -> str:
         raise LacosError(f"{name!r} is a file, and a model is a directory.")
     from lacos_st.embedded import EMBEDDED, embedded_directory
 
+    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
+        raise LacosError(f"There is no directory {name!r}. Give the path of a saved model, or a Hub name (owner/model).")
     return str(embedded_directory(name)) if name in EMBEDDED else name
 
 

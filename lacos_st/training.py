@@ -277,7 +277,7 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
 
 
 def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
-    options = {"on_bad_row": config.on_bad_row, "columns": config.columns or None, "seed": config.seed}
+    options: dict[str, Any] = {"on_bad_row": config.on_bad_row, "columns": config.columns or None, "seed": config.seed}
     train_sources = config.train_data or [_sample("nli-train")]
     data = load_training_data(train_sources, max_rows=config.max_rows, **options)
     eval_sources = config.eval_data or ([] if config.train_data else [_sample("nli-dev")])

@@ -15,7 +15,7 @@ from lacos_st.files import locked
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.training import TrainingInterrupted, latest_checkpoint, train
 
-WORDS = [
+WORDS = tuple("man guitar street dogs grass child market week music red house river sings runs sleeps old".split())  # noqa: SIM905
     "man",
     "guitar",
     "street",
