@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from lacos_st.config import LacosError
-from lacos_st.files import atomic, sync_directory, write_json
+from lacos_st.files import atomic, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class PartialFile:
         return done
 
     def __enter__(self) -> PartialFile:
-        self.file = self.path.open("rb+")
+        self.file = self.path.open("rb+", buffering=0)  # else close() would try again what a full disk refused
         self.file.truncate(self.start + self.done * self.shape[1] * self.dtype.itemsize)
         self.file.seek(0, os.SEEK_END)
         return self
@@ -119,8 +119,9 @@ class PartialFile:
     def append(self, rows: np.ndarray) -> None:
         """Add rows; they count once they are on the disk."""
         with _disk_errors(self.output):
-            self.file.write(np.ascontiguousarray(rows, self.dtype).tobytes())
-            self.file.flush()
+            rest = memoryview(np.ascontiguousarray(rows, self.dtype).tobytes())
+            while rest:
+                rest = rest[self.file.write(rest) :]
             os.fsync(self.file.fileno())
             self.done += len(rows)
             self._save()
@@ -159,7 +160,6 @@ def finish(partial: PartialFile, ids: Iterable[int | str], precision: str, chunk
                     file.write(rows.tobytes())
         else:
             partial.path.replace(output)
-            sync_directory(output.parent)
         partial.path.unlink(missing_ok=True)
         partial.progress.unlink()
 

@@ -88,8 +88,8 @@ def encode_file(
         model: Any sentence-transformers model.
         input: Text (a line is a text; row i is line i), CSV, TSV or JSON lines, each also .gz, or Parquet.
         output: `X.npy`: (rows, dimension), to be opened with `np.load(..., mmap_mode="r")`; or `X.parquet`:
-            columns `id` and `embedding`. An existing file is replaced when all is done. Beside it, until
-            then: `X.partial`, `X.progress.json`, `X.lock`.
+            columns `id` and `embedding`. An existing file is replaced when all is done, a missing directory
+            made. Beside it, until then: `X.partial`, `X.progress.json`, `X.lock`.
         column: The column of texts. Default: the only one, or one named text, sentence or line.
         id_column: The column of ids, for Parquet output; integers stay integers. Default: `id` or `_id` if
             there is one, else the row number from 0.
@@ -289,7 +289,7 @@ class _Encoder:
 
 @contextmanager
 def _progress(total: int, start: int, show: bool) -> Iterator[Any]:
-    from tqdm.auto import tqdm  # type: ignore[import-untyped]
+    from tqdm.auto import tqdm
 
     with tqdm(total=total, initial=start, unit=" texts", disable=not show, smoothing=0.05) as bar:
         yield bar

@@ -43,19 +43,8 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make renames in a directory survive a power cut, where the system can (Windows cannot)."""
-    with suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,7 +55,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def locked(output: str | Path) -> Iterator[None]:
-    """Hold `OUTPUT.lock`, so that one process at a time writes an output.
+    """Hold `OUTPUT.lock`, so that one process at a time writes an output; makes its directory if there is none.
 
     Raises:
         LacosError: Another process holds it, or the directory cannot be written.

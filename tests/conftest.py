@@ -4,10 +4,15 @@ import json
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+# Machines that run tests are busy: how long an example takes is no test.
+hypothesis.settings.register_profile("lacos", deadline=None)
+hypothesis.settings.load_profile("lacos")
 
 CORPUS = (
     "A man is playing a guitar on the street.",
@@ -24,9 +29,7 @@ CORPUS = (
 )
 
 
-def write_tiny_bloom(
-    directory: Path, *, layers: int = 2, hidden: int = 64, heads: int = 4, seed: int = 0
-) -> Path:
+def write_tiny_bloom(directory: Path, *, layers: int = 2, hidden: int = 64, heads: int = 4, seed: int = 0) -> Path:
     """Write a random fp32 BLOOM with the files, token ids and padding side of `bigscience/bloom-560m`."""
     import torch
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -58,8 +61,7 @@ def write_tiny_bloom(
         encoding="utf-8",
     )
     config = BloomConfig(
-        vocab_size=-(-tokenizer.get_vocab_size() // 64)
-        * 64,  # the Hub's tables too are larger than their vocabulary
+        vocab_size=-(-tokenizer.get_vocab_size() // 64) * 64,  # the Hub's tables too are larger than their vocabulary
         hidden_size=hidden,
         n_layer=layers,
         n_head=heads,

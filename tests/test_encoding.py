@@ -1,0 +1,419 @@
+"""`encode_file`: the same rows as `encode`, whatever the format; the same bytes, however often it is interrupted."""
+
+import gzip
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from kill_encode import WORDS, digest, static_model
+from sentence_transformers import SentenceTransformer, quantize_embeddings
+
+import lacos_st.embedding_store
+from lacos_st.config import LacosError
+from lacos_st.encoding import encode_file
+from lacos_st.files import atomic, locked
+from lacos_st.readers import DataError
+
+TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
+QUIET = {"show_progress": False, "chunk_size": 3, "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def model() -> SentenceTransformer:
+    return static_model()
+
+
+@pytest.fixture
+def lines(tmp_path) -> Path:
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    return path
+
+
+def expected(model, texts=TEXTS, **options) -> np.ndarray:
+    rows = model.encode([text or "x" for text in texts], **options)
+    rows[[not text.strip() for text in texts]] = 0
+    return rows
+
+
+def leftovers(output: Path) -> list[str]:
+    """What is beside an output and belongs to it."""
+    return sorted(path.name for path in output.parent.iterdir() if output.name in path.name and path != output)
+
+
+# -- what is written
+
+
+def test_rows_are_lines(model, lines, tmp_path):
+    result = encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+    rows = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert isinstance(rows, np.memmap)
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, expected(model), atol=1e-6)
+    assert (result.rows, result.dimension, result.empty, result.resumed_at) == (10, 32, 2, 0)
+    assert leftovers(tmp_path / "x.npy") == []
+
+
+def test_a_bloom_model(tiny_bloom, lines, tmp_path):
+    bloom = SentenceTransformer(str(tiny_bloom), device="cpu")
+    encode_file(bloom, lines, tmp_path / "x.npy", **QUIET)
+    full = [text for text in TEXTS if text.strip()]
+    rows = np.load(tmp_path / "x.npy")[[bool(text.strip()) for text in TEXTS]]
+    np.testing.assert_allclose(rows, bloom.encode(full), atol=1e-4)
+
+
+def test_chunks_do_not_matter_to_the_values(model, lines, tmp_path):
+    for size in (1, 4, 100):
+        encode_file(model, lines, tmp_path / f"{size}.npy", show_progress=False, chunk_size=size)
+        np.testing.assert_allclose(np.load(tmp_path / f"{size}.npy"), expected(model), atol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".txt.gz", ".jsonl", ".jsonl.gz", ".csv", ".tsv.gz", ".parquet"])
+def test_input_formats(model, tmp_path, ending):
+    path = tmp_path / f"in{ending}"
+    kind = ending.removesuffix(".gz")
+    if kind == ".parquet":
+        pq.write_table(pa.table({"id": range(10, 20), "text": TEXTS}), path)
+    else:
+        content = {
+            ".txt": "\r\n".join(TEXTS),
+            ".jsonl": "\n\n".join(json.dumps({"id": 10 + i, "text": text}) for i, text in enumerate(TEXTS)),
+            ".csv": "id,text\n" + "".join(f'{10 + i},"{text}"\n' for i, text in enumerate(TEXTS)),
+            ".tsv": "id\ttext\n" + "".join(f"{10 + i}\t{text}\n" for i, text in enumerate(TEXTS)),
+        }[kind].encode()
+        path.write_bytes(gzip.compress(content) if ending.endswith(".gz") else content)
+    encode_file(model, path, tmp_path / "x.parquet", **QUIET)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), 32)
+    ids = {".txt": list(range(10)), ".csv": [str(i) for i in range(10, 20)]}
+    ids[".tsv"] = ids[".csv"]
+    assert table["id"].to_pylist() == ids.get(kind, list(range(10, 20)))
+    np.testing.assert_allclose(np.asarray(table["embedding"].to_pylist()), expected(model), atol=1e-6)
+
+
+def test_columns_and_mixed_ids(model, tmp_path):
+    path = tmp_path / "in.jsonl"
+    rows = [{"key": 1, "title": "x", "body": "alpha"}, {"key": "b", "title": "y", "body": None}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    encode_file(model, path, tmp_path / "x.parquet", column="body", id_column="key", **QUIET)
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table["id"].to_pylist() == ["1", "b"]
+    np.testing.assert_allclose(table["embedding"].to_pylist(), expected(model, ["alpha", ""]), atol=1e-6)
+    encode_file(model, path, tmp_path / "new" / "y.parquet", column="title", **QUIET)
+    assert pq.read_table(tmp_path / "new" / "y.parquet")["id"].to_pylist() == [0, 1]
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+def test_precisions_are_those_of_the_whole(model, lines, tmp_path, precision, ending):
+    output = tmp_path / f"x{ending}"
+    result = encode_file(model, lines, output, precision=precision, **QUIET)
+    rows = np.load(output) if ending == ".npy" else np.asarray(pq.read_table(output)["embedding"].to_pylist())
+    whole = quantize_embeddings(expected(model), precision=precision)
+    assert rows.shape == whole.shape == (10, result.dimension)
+    assert np.abs(rows.astype(int) - whole.astype(int)).max() <= (1 if "int8" in precision else 0)
+    if "int8" in precision:
+        ranges = np.load(tmp_path / "x.ranges.npy")
+        np.testing.assert_allclose(ranges, [expected(model).min(0), expected(model).max(0)], atol=1e-6)
+        np.testing.assert_array_equal(rows, quantize_embeddings(expected(model), precision, ranges=ranges))
+
+
+def test_options_reach_the_model(model, lines, tmp_path):
+    model.prompts = {"query": "theta theta "}
+    encode_file(
+        model, lines, tmp_path / "x.npy", normalize=True, prompt_name="query", truncate_dim=8, devices="cpu", **QUIET
+    )
+    same = expected(model, normalize_embeddings=True, prompt_name="query", truncate_dim=8)
+    np.testing.assert_allclose(np.load(tmp_path / "x.npy"), same, atol=1e-6)
+    assert np.abs(same - expected(model, normalize_embeddings=True, truncate_dim=8)).max() > 0.01
+
+
+def test_an_existing_output_is_replaced_at_the_end(model, lines, tmp_path):
+    output = tmp_path / "x.npy"
+    np.save(output, np.ones(3))
+    encode_file(model, lines, output, **QUIET)
+    assert np.load(output).shape == (10, 32)
+
+
+# -- interruption
+
+
+class Stop(Exception):
+    pass
+
+
+def interrupt(model, monkeypatch, after: int) -> None:
+    """Make the model fail after so many chunks."""
+    calls = []
+    original = SentenceTransformer.encode
+
+    def encode(self, texts, **options):
+        calls.append(texts)
+        if len(calls) > after + 1:  # the first call asks for the dimension
+            raise Stop
+        return original(self, texts, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+
+
+def test_resuming_encodes_only_the_rest(model, lines, tmp_path, monkeypatch):
+    output = tmp_path / "x.npy"
+    encode_file(model, lines, tmp_path / "whole.npy", **QUIET)
+    interrupt(model, monkeypatch, 2)
+    with pytest.raises(Stop):
+        encode_file(model, lines, output, **QUIET)
+    monkeypatch.undo()
+    assert leftovers(output) == ["x.npy.partial", "x.npy.progress.json"]
+    assert not output.exists()
+    with output.with_name("x.npy.partial").open("ab") as file:
+        file.write(b"half a chunk that was never counted")
+    os.utime(lines)  # a touch is no change
+    result = encode_file(model, lines, output, **QUIET)
+    assert result.resumed_at == 6
+    assert digest(output) == digest(tmp_path / "whole.npy")
+    assert leftovers(output) == []
+
+
+def test_other_settings_do_not_resume(model, lines, tmp_path, monkeypatch):
+    output = tmp_path / "x.npy"
+    interrupt(model, monkeypatch, 2)
+    with pytest.raises(Stop):
+        encode_file(model, lines, output, **QUIET)
+    monkeypatch.undo()
+    with pytest.raises(LacosError, match=r"other settings \(batch_size: 2, now 4\).*start over with resume=False"):
+        encode_file(model, lines, output, **{**QUIET, "batch_size": 4})
+    other = static_model()
+    other[0].embedding.weight.data[3, 3] += 1e-3
+    with pytest.raises(LacosError, match=r"other settings \(model: '\w+', now '\w+'\)"):
+        encode_file(other, lines, output, **QUIET)
+    lines.write_text(lines.read_text().replace("beta", "zeta"))
+    with pytest.raises(LacosError, match=r"other settings \(input: "):
+        encode_file(model, lines, output, **QUIET)
+    result = encode_file(model, lines, output, resume=False, **QUIET)
+    assert (result.resumed_at, leftovers(output)) == (0, [])
+
+
+def test_a_lost_partial_file_means_starting_over(model, lines, tmp_path, monkeypatch):
+    output = tmp_path / "x.npy"
+    interrupt(model, monkeypatch, 2)
+    with pytest.raises(Stop):
+        encode_file(model, lines, output, **QUIET)
+    monkeypatch.undo()
+    output.with_name("x.npy.partial").unlink()
+    assert encode_file(model, lines, output, **QUIET).resumed_at == 0
+
+
+def test_an_input_that_changes_meanwhile(model, lines, tmp_path, monkeypatch):
+    original = SentenceTransformer.encode
+
+    def encode(self, texts, **options):
+        os.utime(lines, ns=(0, 0))
+        return original(self, texts, **options)
+
+    monkeypatch.setattr(SentenceTransformer, "encode", encode)
+    with pytest.raises(DataError, match=r"texts\.txt changed while it was encoded"):
+        encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+    assert not (tmp_path / "x.npy").exists()
+
+
+def kill_script(tmp_path: Path, kills: int, seed: int, *model: str) -> dict:
+    script = Path(__file__).with_name("kill_encode.py")
+    command = [sys.executable, str(script), str(kills), str(seed), str(tmp_path), *model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["equal"] == [True] * 3
+    assert report["kills"] > 0
+    assert report["left"] == [
+        *("disturbed-float32.npy", "disturbed-int8.parquet", "disturbed-int8.ranges.npy", "disturbed-ubinary.npy")
+    ]
+    return report
+
+
+def test_killed_at_random_moments(tmp_path):
+    kill_script(tmp_path, 4, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bloom", [False, True])
+def test_killed_at_thirty_random_moments(tmp_path, tiny_bloom, bloom):
+    report = kill_script(tmp_path, 30, 1, *([str(tiny_bloom)] if bloom else []))
+    assert len({done for done in report["done"] if done}) >= 5  # at different stages
+
+
+# -- mistakes and misfortunes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"chunk_size": -1}, "chunk_size=-1 must be at least 1"),
+        ({"truncate_dim": 0}, "truncate_dim=0 must be at least 1"),
+        ({"precision": "float16"}, "precision='float16' is not one of float32, int8"),
+        ({"output": "x.bin"}, "x.bin' must end in .npy or .parquet"),
+        ({"id_column": "id"}, "An .npy file holds no ids: write .parquet, or leave id_column='id' away"),
+        ({"prompt_name": "nope"}, "The model has no prompt 'nope'"),
+        ({"column": "nope"}, "texts.txt: there is no column 'nope'; it has 'text'"),
+        ({"input": "missing.txt"}, "missing.txt cannot be read: No such file"),
+    ],
+)
+def test_wrong_arguments(model, lines, tmp_path, options, message):
+    options = {"input": lines, "output": "x.npy", **QUIET, **options}
+    options["output"] = tmp_path / options["output"]
+    with pytest.raises(LacosError, match=message):
+        encode_file(model, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["texts.txt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", b"", "x.txt is empty"),
+        ("x.txt", b"a\nb\ncaf\xe9\n", "x.txt:3: not valid UTF-8: 0xE9 is byte 4"),
+        ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "x.jsonl:2: has no column 'text' .it has 'txt'."),
+        ("x.jsonl", b'{"text": "a"}\n{"text": 5}\n', "x.jsonl:2: column 'text' is '5', a int and not a text"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": "\\udc00"}\n', "x.jsonl:2: column 'text' contains half a surrogate"),
+        ("x.jsonl", b'{"id": 1, "text": "a"}\n{"id": null, "text": "b"}\n', "x.jsonl:2: the id in column 'id' is miss"),
+        ("x.csv", b"a,b\n1,2\n", "x.csv: cannot tell which column holds the texts; it has 'a', 'b'. Name it with col"),
+        ("x.csv", b"text,b\n1,2\n1\n", "x.csv:3: 1 fields where the header has 2"),
+    ],
+)
+def test_bad_rows_are_found_before_anything_is_encoded(model, tmp_path, monkeypatch, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    monkeypatch.setattr(SentenceTransformer, "encode", lambda *_, **__: pytest.fail("encoded before checking"))
+    with pytest.raises(DataError, match=message):
+        encode_file(model, tmp_path / name, tmp_path / "x.parquet", **QUIET)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_nan_is_an_error(lines, tmp_path):
+    broken = static_model()
+    broken[0].embedding.weight.data[WORDS.index("ζήτα") + 1] = float("nan")
+    with pytest.raises(LacosError, match=r"NaN or infinity for row 6 \(from 0\) of .*texts.txt: 'ζήτα beta beta'"):
+        encode_file(broken, lines, tmp_path / "x.npy", **QUIET)
+
+
+def test_one_process_per_output(model, lines, tmp_path):
+    code = (
+        "import sys\nfrom lacos_st.files import locked\n"
+        "with locked(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "x.npy")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(LacosError, match=rf"Another process \(process {holder.pid}\) is writing .*x\.npy"):
+            encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+        encode_file(model, lines, tmp_path / "y.npy", **QUIET)
+        holder.kill()
+    assert (tmp_path / "x.npy.lock").exists()  # what a killed process leaves holds nobody up
+    encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+    assert leftovers(tmp_path / "x.npy") == []
+
+
+def test_too_little_space_is_said_before_the_work(model, lines, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(lacos_st.embedding_store.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(LacosError, match=r"x\.npy needs 0\.0 GB, but 0\.0 GB are free"):
+        encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+
+
+def test_a_disk_that_fills_up(model, tmp_path):
+    (tmp_path / "in.txt").write_text("alpha beta\n" * 2000)
+    output = tmp_path / "x.npy"
+    encode_file(model, tmp_path / "in.txt", tmp_path / "whole.npy", show_progress=False, chunk_size=100)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # the kernel refuses to write beyond this
+    try:
+        with pytest.raises(LacosError, match=r"x\.npy cannot be written: File too large\. What was encoded is kept"):
+            encode_file(model, tmp_path / "in.txt", output, show_progress=False, chunk_size=100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not output.exists()
+    result = encode_file(model, tmp_path / "in.txt", output, show_progress=False, chunk_size=100)
+    assert result.resumed_at == 700
+    assert digest(output) == digest(tmp_path / "whole.npy")
+
+
+def test_a_disk_that_fills_up_at_the_end(model, lines, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
+    output = tmp_path / "x.parquet"
+    with pytest.raises(LacosError, match=r"cannot be written: No space left on device\. What was encoded is kept"):
+        encode_file(model, lines, output, **QUIET)
+    monkeypatch.undo()
+    assert leftovers(output) == ["x.parquet.partial", "x.parquet.progress.json"]
+    assert encode_file(model, lines, output, **QUIET).resumed_at == 10
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="needs a directory where even root may not write")
+def test_a_read_only_directory(model, lines):
+    with pytest.raises(LacosError, match=r"/sys/kernel cannot be written: .*\. Choose an output elsewhere"):
+        encode_file(model, lines, "/sys/kernel/x.npy", **QUIET)
+
+
+def test_atomic_leaves_the_old_file_when_writing_fails(tmp_path):
+    target = tmp_path / "x.txt"
+    target.write_text("old")
+
+    def fail() -> None:
+        with atomic(target) as temporary:
+            temporary.write_text("half")
+            raise Stop
+
+    with pytest.raises(Stop):
+        fail()
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_locks_of_one_process_exclude_each_other(tmp_path):
+    with locked(tmp_path / "x"), pytest.raises(LacosError, match="Another process"), locked(tmp_path / "x"):
+        pass
+
+
+# -- size and many processes
+
+MEASURE = """
+import resource, sys
+sys.path.insert(0, sys.argv[1])
+from kill_encode import static_model
+from lacos_st.encoding import encode_file
+model = static_model(64)
+encode_file(model, sys.argv[2], sys.argv[3] + '.warm.npy', show_progress=False)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+result = encode_file(model, sys.argv[4], sys.argv[3], show_progress=False, batch_size=256)
+print(result.rows, before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+def test_a_million_lines_in_bounded_memory(tmp_path, ending):
+    small, large = tmp_path / "small.txt", tmp_path / "large.txt"
+    for path, count in ((small, 20_000), (large, 1_000_000)):
+        with path.open("w") as file:
+            file.writelines(f"{WORDS[i % 8]} {WORDS[i // 8 % 8]} {i}\n" for i in range(count))
+    command = [sys.executable, "-c", MEASURE, str(Path(__file__).parent), small, tmp_path / f"x{ending}", large]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows, before, after = map(int, done.stdout.splitlines()[-1].split())
+    assert rows == 1_000_000
+    assert (after - before) * 1024 < 64e6, f"{before} -> {after} kB"  # the output alone is 256 MB
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_rows(tiny_bloom, lines, tmp_path):
+    bloom = SentenceTransformer(str(tiny_bloom), device="cpu")
+    encode_file(bloom, lines, tmp_path / "one.npy", **QUIET)
+    encode_file(bloom, lines, tmp_path / "two.npy", devices=["cpu", "cpu"], **QUIET)
+    np.testing.assert_allclose(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"), atol=1e-4)
