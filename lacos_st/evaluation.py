@@ -126,9 +126,7 @@ def evaluate(
 class _Runner:
     """One model, its MTEB wrapper, and the cache of its results."""
 
-    def __init__(
-        self, label: str, model: SentenceTransformer, directory: Path | None, batch_size: int
-    ) -> None:
+    def __init__(self, label: str, model: SentenceTransformer, directory: Path | None, batch_size: int) -> None:
         self.directory = directory
         self.batch_size = batch_size
         self.name = label
@@ -194,9 +192,7 @@ class _Runner:
         if hasattr(task, "sink"):
             task.sink = keep
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # superseded tasks; constant similarities, which the table reports
+            warnings.simplefilter("ignore")  # superseded tasks; constant similarities, which the table reports
             outcome = mteb.evaluate(
                 self.wrapper,
                 task,

@@ -118,12 +118,7 @@ class SetResult:
 
 def detail_path(directory: Path, model: str, revision: str, task: str, subset: str, split: str) -> Path:
     """Where the pairs of one set lie."""
-    return (
-        directory
-        / model.replace("/", "__").replace(" ", "_")
-        / revision
-        / f"{task}.{subset}.{split}.safetensors"
-    )
+    return directory / model.replace("/", "__").replace(" ", "_") / revision / f"{task}.{subset}.{split}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -196,7 +191,7 @@ class Evaluation:
             second: Another one.
 
         Returns:
-            Set or mean -> `Difference` (paired bootstrap over the same resamples).
+            Set, or `mean: <group>`, -> `Difference` (paired bootstrap over the same resamples).
 
         Raises:
             LacosError: If one of them was not evaluated.
@@ -216,7 +211,7 @@ class Evaluation:
         pairs = zip(self.means(first), self.means(second), strict=True)
         for old, new in pairs:
             if len(old.samples) and len(new.samples):
-                found[old.group] = paired(new.score - old.score, old.samples, new.samples)
+                found[f"mean: {old.group}"] = paired(new.score - old.score, old.samples, new.samples)
         return found
 
     @classmethod
@@ -232,9 +227,7 @@ class Evaluation:
         given = [directories] if isinstance(directories, str | Path) else list(directories)
         sets: list[SetResult] = []
         for directory in map(Path, given):
-            found = sorted(
-                (directory / "details").rglob("[!.]*.safetensors"), key=lambda p: p.stat().st_mtime
-            )
+            found = sorted((directory / "details").rglob("[!.]*.safetensors"), key=lambda p: p.stat().st_mtime)
             if not found:
                 raise LacosError(
                     f"{directory} holds no evaluation (no details/ in it). Give a directory that was an "

@@ -50,7 +50,7 @@ def published() -> list[dict[str, Any]]:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """All tables of an evaluation, in the order in which they are read."""
-    found = [_scores(evaluation), _means(evaluation), *_beside_published(evaluation)]
+    found = [_scores(evaluation), _means(evaluation), *beside_published(evaluation)]
     models = evaluation.models
     found += [_comparison(evaluation, models[0], other) for other in models[1:]]
     return found
@@ -66,7 +66,7 @@ def text(evaluation: Evaluation) -> str:
             for r in [header, *rows]
         ]
         parts.append("\n".join([title, *lines]))
-    return "\n\n".join([*parts, *_notes(evaluation)])
+    return "\n\n".join([*parts, *notes(evaluation)])
 
 
 def markdown(evaluation: Evaluation) -> str:
@@ -74,11 +74,9 @@ def markdown(evaluation: Evaluation) -> str:
     parts = []
     for title, header, rows in tables(evaluation):
         rule = ["---"] + ["---:"] * (len(header) - 1)
-        lines = [
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in [header, rule, *rows]
-        ]
+        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in [header, rule, *rows]]
         parts.append("\n".join([f"### {title}", "", *lines]))
-    return "\n\n".join([*parts, *_notes(evaluation)]) + "\n"
+    return "\n\n".join([*parts, *notes(evaluation)]) + "\n"
 
 
 def csv_rows(evaluation: Evaluation) -> str:
@@ -104,9 +102,7 @@ def csv_rows(evaluation: Evaluation) -> str:
         for name, score in row["scores"].items():
             if name in sets and sets[name].split == "test":
                 place = ["test", " ".join(sets[name].languages), sets[name].group, ""]
-                writer.writerow(
-                    ["published", row["model"], "", name, *place, score, "", "", "", row["source"]]
-                )
+                writer.writerow(["published", row["model"], "", name, *place, score, "", "", "", row["source"]])
     return stream.getvalue()
 
 
@@ -120,9 +116,7 @@ def _scores(evaluation: Evaluation) -> Table:
         cells = [name, " ".join(first.languages), str(len(first.gold) or "")]
         for c in columns:
             result = by_model[c].get(name)
-            cells.append(
-                "–" if result is None else figure(result.score) if c == LEXICAL else with_interval(result)
-            )
+            cells.append("–" if result is None else figure(result.score) if c == LEXICAL else with_interval(result))
         seconds = [by_model[c][name].seconds for c in evaluation.models if name in by_model[c]]
         rows.append([*cells, f"{sum(seconds):.1f}"])
     return "Spearman x 100, with 95 % interval", ["set", "lang", "pairs", *columns, "seconds"], rows
@@ -136,16 +130,14 @@ def _means(evaluation: Evaluation) -> Table:
     for group in groups:
         count = means[columns[0]][group].sets
         cells = [
-            f"{figure(means[c][group].score)} {_range(means[c][group].interval)}"
-            if group in means[c]
-            else "–"
+            f"{figure(means[c][group].score)} {_range(means[c][group].interval)}" if group in means[c] else "–"
             for c in columns
         ]
         rows.append([group, str(count), *cells])
     return "Means over the sets that all of them have", ["mean of", "sets", *columns], rows
 
 
-def _beside_published(evaluation: Evaluation) -> list[Table]:
+def beside_published(evaluation: Evaluation) -> list[Table]:
     """A table a family of sets: ours, the baseline, and what was published, on the sets that are present."""
     present = {name for m in evaluation.models for name, r in evaluation.of(m).items() if r.split == "test"}
     found: list[Table] = []
@@ -156,9 +148,7 @@ def _beside_published(evaluation: Evaluation) -> list[Table]:
             if "/" in name and name not in families[family]:
                 families[family].append(name)
     for family, sets in families.items():
-        known = [
-            name for name in sets if name in present and any(name in row["scores"] for row in published())
-        ]
+        known = [name for name in sets if name in present and any(name in row["scores"] for row in published())]
         if not known:
             continue
         rows = []
@@ -207,19 +197,18 @@ def _pad(cell: str, width: int, position: int) -> str:
     return cell.ljust(width) if position == 0 else cell.rjust(width)
 
 
-def _notes(evaluation: Evaluation) -> list[str]:
-    notes = []
+def notes(evaluation: Evaluation) -> list[str]:
+    """What a reader of the figures has to know: constant similarities, known differences, missing sets."""
+    found = []
     flat = [f"{column(r)} on {r.name}" for r in evaluation.sets if math.isnan(r.score)]
     if flat:
-        notes.append(
-            f"nan: every pair got the same similarity, so there is no correlation ({', '.join(flat)})."
-        )
+        found.append(f"nan: every pair got the same similarity, so there is no correlation ({', '.join(flat)}).")
     if any(r.name == "BIOSSES" and r.data.startswith("local-") for r in evaluation.sets):
-        notes.append(
+        found.append(
             "BIOSSES: the authors' file differs from MTEB's copy in one annotator's mark of one of 100 pairs "
             "(mean 2.198 against 2.196) and in 183 of 31,313 characters: near the published score, not "
             "equal."
         )
     if evaluation.missing:
-        notes.append("Not run:\n" + "\n".join(f"- {line}" for line in evaluation.missing))
-    return notes
+        found.append("Not run:\n" + "\n".join(f"- {line}" for line in evaluation.missing))
+    return found

@@ -34,6 +34,7 @@ from mteb._evaluators.any_sts_evaluator import AnySTSEvaluator
 from mteb.abstasks import AbsTask
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
+from mteb.languages import ISO_TO_LANGUAGE
 from mteb.languages.iso_mappings import _get_iso1_to_iso3, _hf_lang_to_iso_lang_script
 
 from lacos_st.config import LacosError
@@ -308,7 +309,8 @@ def scan(data_dir: Path) -> list[LocalFile]:
         if parts and path.is_file():
             found.append(LocalFile(path, parts["dataset"], parts["language"], parts["split"]))
     if not found:
-        below = [sub.name for sub in sorted(data_dir.iterdir()) if sub.is_dir() and any(sub.glob("*.jsonl*"))]
+        folders = [path for path in sorted(data_dir.iterdir()) if path.is_dir()]
+        below = [sub.name for sub in folders if any(_FILE.fullmatch(path.name) for path in sub.iterdir())]
         hint = f" Its folder {below[0]!r} has such files: name that." if below else ""
         raise LacosError(
             f"--data-dir {data_dir} has no file named <dataset>.<language>.<split>.jsonl or .jsonl.gz, "
@@ -422,9 +424,7 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
             needed = [name for name in _SCHEMA.names if name not in values]
             first, second, score = (values.get(name, "") for name in _SCHEMA.names)
             number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
-            empty = [
-                n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()
-            ]
+            empty = [n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()]
             if needed:
                 problem = f"no column {', '.join(needed)}; this row has {', '.join(values) or 'none'}."
             elif empty:
@@ -468,9 +468,7 @@ def read_tables(paths: Sequence[Path]) -> pa.Table:
 
 def _batch(rows: list[tuple[str, str, float]]) -> pa.RecordBatch:
     columns = list(zip(*rows, strict=True)) or [(), (), ()]
-    return pa.record_batch(
-        [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
-    )
+    return pa.record_batch([pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
 def _content(files: dict[str, list[Path]]) -> str:
@@ -489,9 +487,7 @@ def _script_codes(subset: str) -> list[str]:
     """MTEB's codes (`spa-Latn`) of a subset named by language (`es`) or languages (`es-en`, `en-es-wmt`)."""
     parts = dict.fromkeys(code for part in subset.split("-") if (code := _hf_lang_to_iso_lang_script(part)))
     if not parts:
-        raise LacosError(
-            f"{subset!r} in a file's name is no language: use ISO codes such as 'en' or 'en-ar'."
-        )
+        raise LacosError(f"{subset!r} in a file's name is no language: use ISO codes such as 'en' or 'en-ar'.")
     return list(parts)
 
 
@@ -509,6 +505,16 @@ def languages_of(task: str, subset: str) -> tuple[str, ...]:
     short = {three: two for two, three in _get_iso1_to_iso3().items()}
     codes = (code.split("-")[0] for code in known or _script_codes(subset))
     return tuple(sorted({short.get(code, code) for code in codes}))
+
+
+def language_name(code: str) -> str:
+    """English name of a language.
+
+    Example:
+        >>> language_name("es")
+        'Spanish'
+    """
+    return str(ISO_TO_LANGUAGE.get(_get_iso1_to_iso3().get(code, code), code)).split(" (")[0]
 
 
 Sink = Callable[[str, str, np.ndarray, np.ndarray], None]

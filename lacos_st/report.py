@@ -1,0 +1,353 @@
+"""`write_report(results, output)`: an evaluation as one HTML page that needs nothing else.
+
+Style, script and data are inside the page: it opens from a mail or a USB stick, without a network, on a phone, and
+prints. Tables and bars are plain HTML, written here; the script only sorts and draws the scatter plots, so a
+reader without it loses little. Beside the page lie the plots as PNG and SVG, for slides and papers.
+
+The page's skeleton is `assets/report.html`; places to fill are HTML comments (`<!--cards-->`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lacos_st.config import LacosError
+from lacos_st.results import LEXICAL, Evaluation, Mean, SetResult, mean
+from lacos_st.statistics import Difference
+from lacos_st.tables import beside_published, figure, notes
+from lacos_st.tasks import language_name
+
+_TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+_POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte
+_COLOURS = 6
+_PLOT_COLOURS = ("#1f6fb2", "#d9730d", "#2b8a3e", "#8e44ad", "#b03060", "#00838f")
+_GREY = "#50575e"
+
+
+def write_report(
+    results: Evaluation | Iterable[str | Path] | str | Path,
+    output: str | Path = "report.html",
+    *,
+    title: str = "Sentence similarity",
+) -> list[Path]:
+    """Write an evaluation as a self-contained page, and its plots.
+
+    Args:
+        results: What `evaluate` returned, or one or more of its output directories. The first model is "before",
+            the others are compared with it.
+        output: The page; the plots take its name: `report-languages.png`, `.svg`, `report-scatter.png`, `.svg`.
+        title: Heading of the page.
+
+    Returns:
+        The files that were written, the page first.
+
+    Raises:
+        LacosError: If there are no results, or a directory holds none.
+    """
+    evaluation = results if isinstance(results, Evaluation) else Evaluation.load(results)
+    if not evaluation.models:
+        raise LacosError("There is nothing to report: the evaluation has no models.")
+    page = Path(output)
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise LacosError(f"The report is a page, so its name should end in .html, not {page.name!r}.")
+    page.parent.mkdir(parents=True, exist_ok=True)
+    parts = {
+        "title": escape(title),
+        "intro": _intro(evaluation),
+        "legend": _legend(evaluation),
+        "cards": _cards(evaluation),
+        "comparison": _comparisons(evaluation),
+        "bars": _bars(evaluation),
+        "sets": _sets(evaluation),
+        "published": _published(evaluation),
+        "notes": "".join(f"<p class=soft>{escape(note)}</p>" for note in notes(evaluation)),
+        # "</" would end the script element; JSON allows the escaped form.
+        "data": json.dumps(_scatter_data(evaluation)).replace("</", "<\\/"),
+    }
+    html = _TEMPLATE.read_text("utf-8")
+    for place, content in parts.items():
+        html = html.replace(f"<!--{place}-->", content)
+    temporary = page.with_name(f".{page.name}.{os.getpid()}")
+    temporary.write_text(html, encoding="utf-8")
+    temporary.replace(page)
+    return [page, *_plots(evaluation, page)]
+
+
+def _colour(position: int) -> str:
+    return f"var(--m{position % _COLOURS})"
+
+
+def _intro(evaluation: Evaluation) -> str:
+    languages = {code for r in evaluation.sets for code in r.languages}
+    pairs = sum({r.name: len(r.gold) for r in evaluation.sets}.values())
+    return (
+        f"Spearman correlation of the cosine with the annotators, × 100. {len(evaluation.names)} sets, {pairs:,} "
+        f"pairs, {len(languages)} languages. A model’s revision is a digest of its content."
+    )
+
+
+def _legend(evaluation: Evaluation) -> str:
+    keys = [
+        f'<span><span class=key style="background:{_colour(i)}"></span>{escape(name)}</span>'
+        for i, name in enumerate(evaluation.models)
+    ]
+    if evaluation.of(LEXICAL):
+        keys.append("<span><span class='key tick'></span>lexical baseline</span>")
+    return "".join(keys)
+
+
+def _cards(evaluation: Evaluation) -> str:
+    columns = [*evaluation.models, *([LEXICAL] if evaluation.of(LEXICAL) else [])]
+    means = {name: {m.group: m for m in evaluation.means(name)} for name in columns}
+    cards = []
+    for group, first in means[columns[0]].items():
+        rows = "".join(
+            f"<div class=row><span>{_key(i, name)}{escape(name)}</span><span>{figure(means[name][group].score)}"
+            f"</span></div>"
+            for i, name in enumerate(columns)
+            if group in means[name]
+        )
+        cards.append(f"<div class=card><b>{escape(group)}, mean of {first.sets}</b>{rows}</div>")
+    return "".join(cards)
+
+
+def _key(position: int, name: str) -> str:
+    if name == LEXICAL:
+        return "<span class='key tick'></span>"
+    return f'<span class=key style="background:{_colour(position)}"></span>'
+
+
+def _by_language(evaluation: Evaluation) -> list[tuple[tuple[str, ...], dict[str, Mean]]]:
+    """Languages (or pairs of them) with the mean of every column, BLOOM's first, English at the top."""
+    columns = [*evaluation.models, LEXICAL]
+    found: dict[tuple[str, ...], dict[str, list[SetResult]]] = {}
+    for column in columns:
+        for result in evaluation.of(column).values():
+            if len(result.gold):
+                found.setdefault(result.languages, {}).setdefault(column, []).append(result)
+    rows = [
+        (languages, {c: mean(results[0].group, results) for c, results in by.items()})
+        for languages, by in found.items()
+    ]
+    return sorted(rows, key=lambda row: (_other(row[1]), len(row[0]), row[0] != ("en",), _language_label(row[0])))
+
+
+def _other(means: dict[str, Mean]) -> bool:
+    return next(iter(means.values())).group == "other languages"
+
+
+def _language_label(languages: Sequence[str]) -> str:
+    return " – ".join(language_name(code) for code in languages)
+
+
+def _bars(evaluation: Evaluation) -> str:
+    rows = _by_language(evaluation)
+    parts = []
+    for other, heading in ((False, "Languages that BLOOM was trained on"), (True, "Other languages")):
+        chosen = [row for row in rows if _other(row[1]) == other]
+        if not chosen:
+            continue
+        blocks = []
+        for languages, means in chosen:
+            models = [name for name in evaluation.models if name in means]
+            count = next(iter(means.values())).sets
+            block = [
+                f"<div class=label style='--rows:{len(models)}'>{escape(_language_label(languages))}"
+                f"<small>{count} set{'s' if count > 1 else ''}</small></div>"
+            ]
+            for name in models:
+                block.append(_bar(means[name], means.get(LEXICAL), evaluation.models.index(name)))
+            blocks.append("".join(block))
+        parts.append(f"<h3>{heading}</h3><div class=bars>{'<div class=rule></div>'.join(blocks)}</div>")
+    return "".join(parts)
+
+
+def _bar(value: Mean, lexical: Mean | None, position: int) -> str:
+    low, high = (_clip(end) for end in value.interval)
+    tick = "" if lexical is None else f"<div class=mark style='left:calc({_clip(lexical.score):.2f}% - 1.5px)'></div>"
+    return (
+        f"<div class=track title='95 % interval {value.interval[0]:.1f} to {value.interval[1]:.1f}'>"
+        f"<div class=fill style='width:{_clip(value.score):.2f}%;background:{_colour(position)}'></div>"
+        f"<div class=whisker style='left:{low:.2f}%;width:{high - low:.2f}%'></div>{tick}</div>"
+        f"<div class=value>{figure(value.score)}</div>"
+    )
+
+
+def _clip(score: float) -> float:
+    """A bar starts at 0: below it there is nothing to draw, the figure says it."""
+    return 0.0 if math.isnan(score) else min(max(score, 0.0), 100.0)
+
+
+def _sets(evaluation: Evaluation) -> str:
+    columns = [*evaluation.models, *([LEXICAL] if evaluation.of(LEXICAL) else [])]
+    by = {name: evaluation.of(name) for name in columns}
+    heads = ["set", *columns, "languages", "pairs", "seconds"]
+    head = "".join(f"<th scope=col><button type=button>{escape(h)}</button></th>" for h in heads)
+    rows = []
+    for name in evaluation.names:
+        present = [by[c][name] for c in columns if name in by[c]]
+        cells = [f"<td>{escape(name)}</td>"]
+        for column in columns:
+            result = by[column].get(name)
+            if result is None:
+                cells.append("<td data-value=''>–</td>")
+                continue
+            low, high = result.interval
+            span = "" if column == LEXICAL or math.isnan(low) else f" <small>{low:.1f}–{high:.1f}</small>"
+            cells.append(_cell(figure(result.score) + span, result.score))
+        seconds = sum(by[c][name].seconds for c in evaluation.models if name in by[c])
+        cells.append(f"<td>{escape(' '.join(present[0].languages))}</td>")
+        cells.append(_cell(str(len(present[0].gold)), len(present[0].gold)))
+        cells.append(_cell(f"{seconds:.1f}", seconds))
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _cell(shown: str, value: float) -> str:
+    return f"<td data-value='{'' if math.isnan(value) else f'{value:.6g}'}'>{shown}</td>"
+
+
+def _comparisons(evaluation: Evaluation) -> str:
+    first, *others = evaluation.models
+    parts = []
+    for other in others:
+        found = evaluation.compare(first, other)
+        before = {name: r.score for name, r in evaluation.of(first).items()}
+        before |= {f"mean: {m.group}": m.score for m in evaluation.means(first)}
+        rows = "".join(_comparison_row(name, before[name], d) for name, d in found.items())
+        head = "".join(f"<th>{h}</th>" for h in ("set or mean", "before", "after", "difference", "95 % interval", "p"))
+        parts.append(
+            f"<h2>Before and after</h2><p class=soft>Before: {escape(first)}. After: {escape(other)}. Paired "
+            "bootstrap on the same pairs; green and red: the interval leaves out zero.</p>"
+            f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+        )
+    return "".join(parts)
+
+
+def _comparison_row(name: str, before: float, found: Difference) -> str:
+    kind = "better" if found.low > 0 else "worse" if found.high < 0 else ""
+    cells = [
+        f"<td>{escape(name)}</td>",
+        f"<td>{figure(before)}</td><td>{figure(before + found.delta)}</td>",
+        f"<td class='{kind}'>{found.delta:+.2f}</td>",
+        f"<td>{found.low:+.1f} to {found.high:+.1f}</td><td>{found.p:.3f}</td>",
+    ]
+    row = " class=mean" if name.startswith("mean: ") else ""
+    return f"<tr{row}>{''.join(cells)}</tr>"
+
+
+def _published(evaluation: Evaluation) -> str:
+    parts = []
+    for title, header, rows in beside_published(evaluation):
+        head = "".join(f"<th{' class=text' if h == 'source' else ''}>{escape(h)}</th>" for h in header)
+        body = ""
+        for row in rows:
+            ours = " class=ours" if row[-1] == "measured here" else ""
+            cells = "".join(f"<td>{escape(c)}</td>" for c in row[:-1]) + f"<td class=text>{escape(row[-1])}</td>"
+            body += f"<tr{ours}>{cells}</tr>"
+        parts.append(
+            f"<h2>{escape(title)}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
+        )
+    return "".join(parts)
+
+
+def _scatter_data(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Points of every set, thinned evenly and rounded to what a screen can show."""
+    found = []
+    for name in evaluation.names:
+        results = [(i, evaluation.of(m).get(name)) for i, m in enumerate(evaluation.models)]
+        present = [(i, r) for i, r in results if r is not None and len(r.gold)]
+        if not present:
+            continue
+        gold = present[0][1].gold
+        chosen = np.unique(np.linspace(0, len(gold) - 1, min(_POINTS, len(gold))).astype(int))
+        found.append(
+            {
+                "name": name,
+                "pairs": len(gold),
+                "range": [float(gold.min()), float(gold.max())],
+                "gold": [round(float(v), 3) for v in gold[chosen]],
+                "models": [
+                    {
+                        "name": evaluation.models[i],
+                        "score": figure(r.score),
+                        "colour": _colour(i),
+                        "similarity": [round(float(v), 3) for v in r.similarity[chosen]],
+                    }
+                    for i, r in present
+                    if len(r.gold) == len(gold)
+                ],
+            }
+        )
+    return found
+
+
+def _plots(evaluation: Evaluation, page: Path) -> list[Path]:
+    """Bars by language and a scatter of up to six sets, as PNG and SVG."""
+    from matplotlib.figure import Figure
+
+    written = []
+    rows = _by_language(evaluation)[::-1]
+    if not rows:
+        return []
+    count = len(evaluation.models)
+    bars = Figure(figsize=(8, 1.2 + 0.18 * len(rows) * (count + 0.6)), layout="constrained")
+    axes = bars.subplots()
+    height = 0.8 / count
+    for i, name in enumerate(evaluation.models):
+        places = [y + 0.4 - height * (i + 0.5) for y in range(len(rows))]
+        means = [means.get(name) for _, means in rows]
+        scores = [0.0 if m is None else m.score for m in means]
+        ends = [(0.0, 0.0) if m is None else m.interval for m in means]
+        errors = np.nan_to_num([[s - low, high - s] for s, (low, high) in zip(scores, ends, strict=True)])
+        colour = _PLOT_COLOURS[i % _COLOURS]
+        axes.barh(places, scores, height, color=colour, label=name, xerr=errors.T.clip(0), error_kw={"lw": 0.8})
+    lexical = [means[LEXICAL].score if LEXICAL in means else math.nan for _, means in rows]
+    axes.vlines(
+        lexical, np.arange(len(rows)) - 0.42, np.arange(len(rows)) + 0.42, color=_GREY, lw=2, label="lexical baseline"
+    )
+    labels = [f"{_language_label(codes)}{' *' if _other(means) else ''}" for codes, means in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.set_xlabel("Spearman × 100, mean over the sets of a language (* not in BLOOM's training data)", fontsize=8)
+    axes.margins(y=0.01)
+    axes.spines[["top", "right"]].set_visible(False)
+    bars.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
+    written += _save(bars, page, "languages")
+
+    data = _scatter_data(evaluation)[:6]
+    scatter = Figure(figsize=(3 * len(data), 2.8 * count), layout="constrained")
+    grid = scatter.subplots(count, len(data), squeeze=False, sharey=True)
+    for column, entry in enumerate(data):
+        for model in entry["models"]:
+            row = evaluation.models.index(model["name"])
+            axes = grid[row][column]
+            axes.plot(
+                entry["gold"], model["similarity"], ".", ms=4, alpha=0.5, color=_PLOT_COLOURS[row % _COLOURS], mew=0
+            )
+            axes.set_title(f"{entry['name']}: {model['score']}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+            if column == 0:
+                axes.set_ylabel(f"{model['name']}\ncosine", fontsize=7)
+    scatter.supxlabel("annotated score", fontsize=8)
+    return written + _save(scatter, page, "scatter")
+
+
+def _save(plot: Any, page: Path, name: str) -> list[Path]:
+    written = []
+    for kind in ("png", "svg"):
+        path = page.with_name(f"{page.stem}-{name}.{kind}")
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        plot.savefig(temporary, format=kind, dpi=150)
+        temporary.replace(path)
+        written.append(path)
+    return written
