@@ -56,9 +56,7 @@ def lexical_similarity(first: Sequence[str], second: Sequence[str]) -> np.ndarra
     frequency = np.zeros(_COLUMNS, dtype=np.int64)
     for texts in (first, second):
         for start in range(0, len(texts), _SLICE):
-            frequency += np.bincount(
-                grams.transform(texts[start : start + _SLICE]).indices, minlength=_COLUMNS
-            )
+            frequency += np.bincount(grams.transform(texts[start : start + _SLICE]).indices, minlength=_COLUMNS)
     weight = np.log((1 + 2 * len(first)) / (1 + frequency)) + 1
 
     def vectors(texts: Sequence[str]) -> csr_matrix:
@@ -67,9 +65,7 @@ def lexical_similarity(first: Sequence[str], second: Sequence[str]) -> np.ndarra
         return normalize(counts)
 
     parts = [
-        np.asarray(
-            vectors(first[i : i + _SLICE]).multiply(vectors(second[i : i + _SLICE])).sum(axis=1)
-        ).ravel()
+        np.asarray(vectors(first[i : i + _SLICE]).multiply(vectors(second[i : i + _SLICE])).sum(axis=1)).ravel()
         for i in range(0, len(first), _SLICE)
     ]
     return np.concatenate(parts)
