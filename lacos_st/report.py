@@ -190,11 +190,11 @@ def _sets(evaluation: Evaluation) -> str:
     columns = [*evaluation.models, *([LEXICAL] if evaluation.of(LEXICAL) else [])]
     by = {name: evaluation.of(name) for name in columns}
     heads = ["set", *columns, "languages", "pairs", "seconds"]
-    head = "".join(f"<th scope=col><button type=button>{escape(h)}</button></th>" for h in heads)
+    head = "".join(f"<th scope=col><button type=button>{escape(h).replace('@', '<wbr>@')}</button></th>" for h in heads)
     rows = []
     for name in evaluation.names:
         present = [by[c][name] for c in columns if name in by[c]]
-        cells = [f"<td>{escape(name)}</td>"]
+        cells = [f"<td>{_breakable(name)}</td>"]
         for column in columns:
             result = by[column].get(name)
             if result is None:
@@ -209,6 +209,11 @@ def _sets(evaluation: Evaluation) -> str:
         cells.append(_cell(f"{seconds:.1f}", seconds))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _breakable(name: str) -> str:
+    """A set's name that may wrap after its task on a narrow screen."""
+    return escape(name).replace("/", "/<wbr>")
 
 
 def _cell(shown: str, value: float) -> str:
@@ -235,7 +240,7 @@ def _comparisons(evaluation: Evaluation) -> str:
 def _comparison_row(name: str, before: float, found: Difference) -> str:
     kind = "better" if found.low > 0 else "worse" if found.high < 0 else ""
     cells = [
-        f"<td>{escape(name)}</td>",
+        f"<td>{_breakable(name)}</td>",
         f"<td>{figure(before)}</td><td>{figure(before + found.delta)}</td>",
         f"<td class='{kind}'>{found.delta:+.2f}</td>",
         f"<td>{found.low:+.1f} to {found.high:+.1f}</td><td>{found.p:.3f}</td>",

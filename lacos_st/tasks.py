@@ -76,6 +76,9 @@ _ALIASES: dict[tuple[str, str], list[tuple[str, str]]] = {
 }
 # MTEB's SICK-R is the whole data set.
 _WHOLE = {("sick", "en"): ("SICK-R", ("train", "trial", "test"))}
+# MTEB names some sets by a member of a macrolanguage (`cmn` for Chinese); two-letter codes name the whole.
+_MACRO = {"cmn": "zh", "arb": "ar", "arq": "ar", "ary": "ar", "swh": "sw", "npi": "ne", "ory": "or", "pes": "fa"}
+_MACRO |= {"zsm": "ms", "lvs": "lv", "ekk": "et", "uzn": "uz", "azj": "az", "als": "sq", "nob": "no", "khk": "mn"}
 _DEV = ("dev", "validation", "val", "trial")
 _FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[^.]+)\.(?P<split>[^.]+)\.jsonl(\.gz)?")
 _SCHEMA = pa.schema([("sentence1", pa.string()), ("sentence2", pa.string()), ("score", pa.float64())])
@@ -502,7 +505,7 @@ def languages_of(task: str, subset: str) -> tuple[str, ...]:
     if official is None and subset == "default":
         official = mteb.get_task(task)  # a task of another type
     known = official.metadata.hf_subsets_to_langscripts.get(subset) if official is not None else None
-    short = {three: two for two, three in _get_iso1_to_iso3().items()}
+    short = {three: two for two, three in _get_iso1_to_iso3().items()} | _MACRO
     codes = (code.split("-")[0] for code in known or _script_codes(subset))
     return tuple(sorted({short.get(code, code) for code in codes}))
 

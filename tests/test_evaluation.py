@@ -27,7 +27,7 @@ from lacos_st.fingerprint import fingerprint
 from lacos_st.results import LEXICAL, Evaluation, SetResult
 from lacos_st.statistics import bootstrap, interval, lexical_similarity, paired, spearman
 from lacos_st.tables import csv_rows, markdown, published
-from lacos_st.tasks import SAMPLE, MissingDataError, plan
+from lacos_st.tasks import MULTILINGUAL, SAMPLE, MissingDataError, plan
 
 WORDS = ["the", "a", "red", "blue", "old", "cat", "dog", "house", "river", "runs", "sleeps", "sees", "near", "under"]
 
@@ -220,6 +220,19 @@ def test_languages_keep_the_subsets_that_they_cover(tmp_path):
     assert kept("fr") == {("local-mine", "fr")}
     with pytest.raises(LacosError, match="Leave --languages out"):
         kept("zu")
+
+
+def test_bloom_languages_and_others_are_told_apart_in_mtebs_codes():
+    from lacos_st.tasks import BLOOM_LANGUAGES, languages_of
+
+    chinese = [languages_of(*key) for key in (("STSBenchmarkMultilingualSTS", "zh"), ("STSB", "default"))]
+    assert chinese == [("zh",), ("zh",)]
+    assert languages_of("STS17", "en-ar") == ("ar", "en")
+    assert languages_of("local-usts-c", "zh") == ("zh",)
+    assert len(BLOOM_LANGUAGES) == 45  # 46 on BLOOM's card, which counts the two Chinese scripts
+    known = {code for name in MULTILINGUAL for s in mteb.get_task(name).hf_subsets for code in languages_of(name, s)}
+    assert known & BLOOM_LANGUAGES >= {"ar", "en", "es", "fr", "hi", "zh", "te", "rw", "id"}
+    assert not known & {"cmn", "arb", "swh", "npi", "ory", "arq", "ary"}
 
 
 def test_dev_files_are_not_reported_as_tests(tmp_path):
