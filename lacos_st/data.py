@@ -2,7 +2,8 @@
 
 Rows stream from `readers.py`, `columns.py` says which text is which, and the texts go straight into Arrow
 buffers: in memory is the text once, plus 16 bytes a row for finding duplicates and 8 for the order. Nothing
-is copied to drop, repeat, mix or sample rows; that is one list of row numbers over the buffers.
+is copied to drop, repeat, mix or sample rows; that is one list of row numbers over the buffers. (NLI rows are: the
+triplets are joined from them.) Measured: a million pairs, 185 MB of JSON lines, add 285 MB to the process.
 
 Decisions, each where it can surprise:
 
@@ -187,7 +188,7 @@ def read_training_data(
                 f"{negatives} kept. To keep all, train on a dict of data sets, one for each source."
             )
     tables = [part.table(negatives) for part in parts]
-    keep = first_occurrences(tables)
+    keep, fingerprint = first_occurrences(tables)
     bounds = np.cumsum([0, *map(len, tables)])
     rows = mix(keep, bounds, [weight for _, weight in weighted], max_rows, seed)
     for part, start, end in zip(parts, bounds, bounds[1:], strict=False):
@@ -198,7 +199,8 @@ def read_training_data(
     if not len(rows):
         raise DataError("The weights leave no row to train on; raise them.")
     whole = pa.concat_tables(tables)
-    data = datasets.Dataset(datasets.table.InMemoryTable(whole))
+    # A fingerprint is given because `datasets` would pickle all rows, several times their size, to make one.
+    data = datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint=fingerprint)
     untouched = len(rows) == len(whole) and bool((np.diff(rows) == 1).all())
     return data if untouched else data.select(rows), report
 

@@ -2,7 +2,7 @@
 
 Texts lie once in Arrow buffers. Everything after reading works on row numbers (NumPy int64) and on hashes of
 the texts (BLAKE2b, 128 bits for equality, 64 to join by), so a million rows cost tens of megabytes beside
-their text and no second copy of it. Two different texts share 64 bits with a probability of N^2 / 2^65: 3e-8
+their text, and a second copy of it only where NLI rows are joined to triplets. Two different texts share 64 bits with a probability of N^2 / 2^65: 3e-8
 for a million.
 """
 
@@ -87,8 +87,15 @@ def match_nli(
     return entailed[some][order], contradicted[partner][order], np.sort(entailed[~some])
 
 
-def first_occurrences(tables: Sequence[pa.Table]) -> np.ndarray:
-    """Return, for all rows of all tables in order, whether the row occurs for the first time."""
+def first_occurrences(tables: Sequence[pa.Table]) -> tuple[np.ndarray, str]:
+    """Find duplicates.
+
+    Args:
+        tables: Columns of texts; N rows in all.
+
+    Returns:
+        (N,) bool, whether a row occurs for the first time, and a hash of all rows.
+    """
     seen = bytearray()
     for table in tables:
         for batch in table.to_batches(max_chunksize=CHUNK):
@@ -99,7 +106,7 @@ def first_occurrences(tables: Sequence[pa.Table]) -> np.ndarray:
     ordered = halves[order]
     first = np.ones(len(halves), bool)
     first[order[1:]] = (ordered[1:] != ordered[:-1]).any(axis=1)
-    return first
+    return first, blake2b(seen, digest_size=8).hexdigest()
 
 
 def mix(keep: np.ndarray, bounds: np.ndarray, weights: Sequence[float], max_rows: int | None, seed: int) -> np.ndarray:
