@@ -368,7 +368,9 @@ def _resolve(name: str) -> str:
     from lacos_st.embedded import EMBEDDED, embedded_directory
 
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise LacosError(f"There is no directory {name!r}. Give the path of a saved model, or a Hub name (owner/model).")
+        raise LacosError(
+            f"There is no directory {name!r}: give the path of a saved model, or a Hub name (owner/model)."
+        )
     return str(embedded_directory(name)) if name in EMBEDDED else name
 
 
@@ -383,10 +385,12 @@ def _move_into(stage: Path, target: Path) -> None:
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / file, target / file)
-    for stale in {"model.safetensors", "adapter_model.safetensors", "adapter_config.json", "config.json"} - {
-        str(file) for file in files
-    }:
-        (target / stale).unlink(missing_ok=True)
+    names = {str(file) for file in files}
+    for old in [*target.glob("*.safetensors*"), *target.glob("adapter*"), *target.glob("adapter/**/*")]:
+        if old.is_file() and str(old.relative_to(target)) not in names:
+            old.unlink()
+    if (target / "adapter").is_dir() and not any((target / "adapter").rglob("*.*")):
+        shutil.rmtree(target / "adapter")
 
 
 def _disk_error(error: OSError, target: Path) -> LacosError:

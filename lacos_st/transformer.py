@@ -26,7 +26,8 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from sentence_transformers.base.modules import Transformer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
@@ -96,6 +97,7 @@ class LacosTransformer(Transformer):
         self.training_form = training_form
         self.attention = attention
         self.base = base or self._describe_base(model_name_or_path)
+        self.saved_by_lacos = False
         self.save_base = not _is_hub_name(self.base["name"])
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         self.template: str = template or stored or END_TEMPLATE
@@ -107,6 +109,10 @@ class LacosTransformer(Transformer):
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
         self.register_load_state_dict_pre_hook(_drop_frozen_base)
         self.register_load_state_dict_post_hook(_expect_only_trained)
+
+    def on_model_ready(self, model: Any) -> None:
+        """ST's hook: remember whether the model around this module knows how to save it."""
+        self.saved_by_lacos = hasattr(model, "transformer")
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse `module.auto_model = get_peft_model(...)`: it would stand beside the real model."""
@@ -143,28 +149,37 @@ class LacosTransformer(Transformer):
     ) -> PreTrainedModel:
         options = self._load_options
         stored_in_8_bits = getattr(config, "quantization_config", None) is not None
-        if options["quantization"] == "int8" and not stored_in_8_bits:
+        quantized = options["quantization"] == "int8" or stored_in_8_bits
+        if quantized and not stored_in_8_bits:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype
         dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        if options["quantization"] == "int8" or stored_in_8_bits:
+        if quantized:
             dtype = _supported_dtype(dtype, device)
         elif not isinstance(dtype, torch.dtype) or (dtype == torch.float16 and device.type == "cpu"):
             dtype = torch.float32
-        model_kwargs["dtype"] = dtype
+        model_kwargs["dtype"] = "auto" if quantized else dtype  # quantise what is stored, not what bf16 leaves of it
         names = options["adapters"]
         if names:
             model_kwargs["adapter_name"] = names[0]
             in_root = (Path(model_name_or_path) / "adapter_config.json").is_file() or is_peft_model
             model_kwargs["adapter_kwargs"] = {} if in_root else {"subfolder": "adapter"}
-        model = super()._load_model(
-            model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
-        )
+        try:
+            model = super()._load_model(
+                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+            )
+        except (RuntimeError, SafetensorError) as error:
+            part = f"with its adapter {names[0]!r} " if names else ""
+            raise LacosError(
+                f"The model in {model_name_or_path!r} {part}cannot be loaded: a file is damaged, or the adapter is for "
+                "another base or has another rank than its adapter_config.json says. Restore it, or train again. "
+                f"({error})"
+            ) from error
         if _is_quantized(model):
             model.requires_grad_(False)  # else embeddings, norms and biases would train in silence
             quantize_embedding_(model, dtype)
-            for name, parameter in model.named_parameters():  # an 8-bit checkpoint comes as it was saved
+            for name, parameter in model.named_parameters():  # norms and biases come as stored
                 if parameter.is_floating_point() and not _is_trained(name):
                     parameter.data = parameter.data.to(dtype)
             model.config.dtype = dtype
@@ -314,6 +329,11 @@ class LacosTransformer(Transformer):
         Raises:
             LacosError: `safe_serialization=False`, or nothing to save (no adapter and no base).
         """
+        if not self.saved_by_lacos:
+            raise LacosError(
+                "A plain SentenceTransformer would save these modules in a form that it cannot load again. Use "
+                "lacos_st.LacosSentenceTransformer(modules=[...]) instead: it trains the same and saves for both."
+            )
         if not safe_serialization:
             raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
         root = Path(output_path)
@@ -379,8 +399,6 @@ class LacosTransformer(Transformer):
 
 def adapter_state(directory: Path, name: str) -> dict[str, torch.Tensor]:
     """Read a saved adapter's tensors under the names they have in `LacosTransformer.state_dict()`."""
-    from safetensors.torch import load_file
-
     tensors = load_file(str(directory / "adapter_model.safetensors"))
     state = {}
     for key, tensor in tensors.items():
@@ -452,7 +470,6 @@ def _add_to_weight(layer: nn.Linear, delta: torch.Tensor) -> None:
     if not isinstance(layer, LacosLinear8bit):
         layer.weight.data += delta.to(layer.weight.dtype)
         return
-    rows, scale = layer.int8_weight()
-    merged = rows.float() * scale[:, None] + delta.float()
+    rows, absmax = layer.int8_weight()
+    merged = rows.float() * (absmax[:, None] / 127) + delta.float()
     layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
-    layer.state.CB = layer.state.SCB = None  # the layer takes both from its new weight

