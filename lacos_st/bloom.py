@@ -35,8 +35,9 @@ from transformers import BloomConfig, BloomModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
+from lacos_st import kernels
 from lacos_st.config import LacosError
-from lacos_st.quantization import convert_linear_, resolve_compute_form
+from lacos_st.quantization import Lora, convert_linear_, plain_layer, resolve_compute_form
 
 # Up to this many tokens a (heads, T, T) bias is cheap and fastest; above it grows quadratically and ALiBi is
 # folded.
@@ -285,6 +286,9 @@ class LacosBloomBlock(BloomBlock):
         """Map packed rows (N, H) to (N, H)."""
         if layout is None:
             return super().forward(hidden_states, *args, **kwargs)
+        fused = self._encode_int8(hidden_states, layout)
+        if fused is not None:
+            return fused
         attention, mlp, drop = self.self_attention, self.mlp, self.hidden_dropout if self.training else 0.0
         normed = self.input_layernorm(hidden_states)
         residual = normed if self.apply_residual_connection_post_layernorm else hidden_states
@@ -301,6 +305,58 @@ class LacosBloomBlock(BloomBlock):
         # BLOOM's GELU is the tanh approximation
         inner = functional.gelu(mlp.dense_h_to_4h(normed), approximate="tanh")
         return residual + _dropout(mlp.dense_4h_to_h(inner), drop)
+
+    def _encode_int8(self, hidden: Tensor, layout: Layout) -> Tensor | None:
+        """The same layer in ``w8a8`` on a CPU, encoding: everything between two products is one fused pass.
+
+        Returns:
+            (N, H), or None where this path does not apply.
+        """
+        if self.training or torch.is_grad_enabled() or not kernels.usable(hidden):
+            return None
+        attention, mlp = self.self_attention, self.mlp
+        layers = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+        found = [plain_layer(layer) for layer in layers]
+        if self.apply_residual_connection_post_layernorm or any(
+            part is None or part[0].compute_form != "w8a8" or part[0].bias.dtype != torch.float32 for part in found
+        ):
+            return None
+        (qkv, qkv_lora), (dense, dense_lora), (up, up_lora), (down, down_lora) = found  # type: ignore[misc]
+        norm, post = self.input_layernorm, self.post_attention_layernorm
+
+        q, s, x = kernels.norm_quantize(hidden, norm.weight, norm.bias, norm.eps, keep=bool(qkv_lora))
+        rows, absmax = qkv.int8_weight()
+        context = kernels.scale(torch._int_mm(q, rows.t()), s, absmax, qkv.bias, _delta(qkv_lora, x))
+        context = attend(context, layout, attention.num_heads, self.symmetric)
+
+        q, s = kernels.quantize(context)
+        rows, absmax = dense.int8_weight()
+        hidden, q, s, x = kernels.scale_add_norm_quantize(
+            torch._int_mm(q, rows.t()),
+            s,
+            absmax,
+            dense.bias,
+            _delta(dense_lora, context, hidden),
+            post.weight,
+            post.bias,
+            post.eps,
+            keep=bool(up_lora),
+        )
+        rows, absmax = up.int8_weight()
+        q, s, x = kernels.scale_gelu_quantize(
+            torch._int_mm(q, rows.t()), s, absmax, up.bias, _delta(up_lora, x), keep=bool(down_lora)
+        )
+        rows, absmax = down.int8_weight()
+        return kernels.scale(torch._int_mm(q, rows.t()), s, absmax, down.bias, _delta(down_lora, x, hidden))
+
+
+def _delta(updates: list[Lora], x: Tensor | None, base: Tensor | None = None) -> Any:
+    """Sum ``base`` and the LoRA updates of ``x``; None if there are none."""
+    for update in updates:
+        assert x is not None
+        change = update.delta(x)
+        base = change if base is None else change.add_(base)
+    return base
 
 
 def _dropout(x: Tensor, p: float) -> Tensor:
@@ -374,9 +430,7 @@ class LacosBloomModel(BloomModel):
 
         if input_ids is not None:
             flat = input_ids.reshape(-1)
-            rows = self.word_embeddings(
-                flat if layout.places is None else flat.index_select(0, layout.places)
-            )
+            rows = self.word_embeddings(flat if layout.places is None else flat.index_select(0, layout.places))
         else:
             flat = tokens.flatten(0, 1)
             rows = flat if layout.places is None else flat.index_select(0, layout.places)
@@ -403,9 +457,7 @@ class LacosBloomModel(BloomModel):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=all_states)
 
 
-def _plan(
-    batch: int, width: int, device: torch.device, mask: Tensor | None, cu_seqlens: Tensor | None
-) -> Layout:
+def _plan(batch: int, width: int, device: torch.device, mask: Tensor | None, cu_seqlens: Tensor | None) -> Layout:
     """Choose the packing of a padded or flattened batch."""
     if cu_seqlens is not None:
         if batch != 1 or int(cu_seqlens[-1]) != width:
@@ -435,9 +487,7 @@ def _convert_blocks_(model: BloomModel) -> None:
         block.symmetric = attention == "symmetric"
 
 
-def accelerate_(
-    model: BloomModel, compute_form: str = "auto", training_form: str = "auto"
-) -> LacosBloomModel:
+def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: str = "auto") -> LacosBloomModel:
     """Put a loaded BLOOM model on the fast path, in place: parameters, adapters and hooks stay.
 
     Args:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from peft import LoraConfig
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
-from lacos_st import bloom
+from lacos_st import bloom, kernels
 from lacos_st.bloom import LacosBloomModel, accelerate_, attend
 from lacos_st.config import LacosError
 
@@ -67,9 +67,7 @@ def test_equals_transformers(lengths, side):
 def test_slopes_are_transformers(heads):
     from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
 
-    torch.testing.assert_close(
-        torch.tensor(bloom.alibi_slopes(heads)), _get_alibi_slopes(heads, torch.device("cpu"))
-    )
+    torch.testing.assert_close(torch.tensor(bloom.alibi_slopes(heads)), _get_alibi_slopes(heads, torch.device("cpu")))
 
 
 def test_flattened_equals_padded():
@@ -304,3 +302,35 @@ def test_lora_over_int8_trains_with_the_right_gradients(int8_model, form, accele
     error = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
     assert cosine > (0.999 if form == "w8a8" else 0.99999)
     assert error < (3e-2 if form == "w8a8" else 1e-3)
+
+
+@pytest.mark.parametrize(
+    "targets", [[], ["query_key_value"], ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]]
+)
+def test_fused_encoding_equals_layer_by_layer(int8_model, targets, monkeypatch):
+    """Also without a C compiler, and with adapters on, off and in another order of calls."""
+    torch.manual_seed(0)
+    model = accelerate_(int8_model(), "w8a8")
+    if targets:
+        model.add_adapter(LoraConfig(r=4, target_modules=targets, init_lora_weights=False))
+    model.eval()
+    ids, mask = batch([7, 30, 12, 12])
+    real = mask.bool()
+
+    def encode():
+        return model(ids, attention_mask=mask).last_hidden_state[real].detach()
+
+    layer_by_layer = encode()  # with gradients: every layer by itself
+    with torch.no_grad():
+        fused = encode()
+        if targets:
+            model.disable_adapters()
+            assert (encode() - fused).abs().max() > 0.1
+            model.enable_adapters()
+            torch.testing.assert_close(encode(), fused)
+        monkeypatch.setattr(kernels, "usable", lambda x: False)
+        without_compiler = encode()
+    for other in (layer_by_layer, without_compiler):
+        cosine = torch.cosine_similarity(fused, other, dim=-1).min()
+        assert cosine > 0.9999
+        assert (fused - other).norm() / other.norm() < 1e-2  # where a value rounds to the neighbouring integer

@@ -45,8 +45,8 @@ def lacos_layer(form, **kwargs):
 
 
 def dense(layer):
-    rows, scales = layer.int8_weight()
-    return rows * scales[:, None]
+    rows, absmax = layer.int8_weight()
+    return rows * (absmax / 127)[:, None]
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -59,13 +59,11 @@ def test_products(form, tolerance, dtype, bias):
     y = layer(x)
     assert y.shape == (3, 5, OUT)
     assert y.dtype == dtype
-    assert (y.float() - expected).norm() / expected.norm() < tolerance + (
-        4e-3 if dtype == torch.bfloat16 else 0
-    )
+    assert (y.float() - expected).norm() / expected.norm() < tolerance + (4e-3 if dtype == torch.bfloat16 else 0)
 
 
-@pytest.mark.parametrize("form", ["w8a8", "w8a16"])
-def test_input_gradient_is_exact_and_nothing_is_kept(form):
+@pytest.mark.parametrize(("form", "tolerance"), [("w8a8", 1.2e-2), ("w8a16", 1e-6)])
+def test_input_gradient_and_nothing_is_kept(form, tolerance):
     layer = lacos_layer(form).train()
     x = torch.randn(7, IN, requires_grad=True)
     weight = torch.randn(7, OUT)
@@ -73,7 +71,8 @@ def test_input_gradient_is_exact_and_nothing_is_kept(form):
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.shape) or t, lambda t: t):
         y = layer(x)
     (y * weight).sum().backward()
-    torch.testing.assert_close(x.grad, weight @ dense(layer), rtol=1e-5, atol=1e-4)
+    expected = weight @ dense(layer)
+    assert (x.grad - expected).norm() / expected.norm() < tolerance
     assert not any(7 in shape for shape in saved), "a frozen layer has no use for its activations in backward"
 
 
@@ -199,30 +198,49 @@ def test_embedding_keeps_its_place_in_a_model():
     torch.testing.assert_close(packed(ids), model.table.float()(ids))
 
 
-def test_forms_and_dtypes():
-    assert resolve_compute_form("auto", "cpu", training=False) == "w8a8"
-    assert resolve_compute_form("auto", "cpu", training=True) == "w8a16"
-    assert resolve_compute_form("bnb", "cpu", training=True) == "bnb"
-    with pytest.raises(LacosError, match="w4a4"):
-        resolve_compute_form("w4a4", "cpu", training=False)
-    assert default_compute_dtype("cpu") in (torch.bfloat16, torch.float32)
+@pytest.fixture
+def cpu(monkeypatch):
+    """Pretend to be another CPU."""
+
+    def pretend(isa="DEFAULT", **features):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: features.get("avx512_bf16", False))
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: features.get("amx_tile", False))
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
+        quantization._has_fast_bf16.cache_clear()
+
+    yield pretend
+    quantization._has_fast_bf16.cache_clear()
+
+
+ZEN4 = {"avx512_bf16": True}
+SAPPHIRE_RAPIDS = {"avx512_bf16": True, "avx512_fp16": True, "amx_tile": True}
+HIDDEN_AMX = {"avx512_bf16": True, "avx512_fp16": True}
 
 
 @pytest.mark.parametrize(
-    ("isa", "native", "expected"),
+    ("isa", "features", "fast"),
     [
-        ("AVX2", True, False),
-        ("AVX512_CORE_VNNI", True, False),
-        ("DEFAULT", True, True),
-        ("DEFAULT", False, False),
+        ("DEFAULT", ZEN4, True),
+        ("AVX2", ZEN4, False),
+        ("AVX512_CORE_VNNI", ZEN4, False),
+        ("DEFAULT", SAPPHIRE_RAPIDS, True),
+        ("AVX512_CORE_FP16", SAPPHIRE_RAPIDS, False),
+        ("DEFAULT", HIDDEN_AMX, False),
+        ("DEFAULT", {}, False),
     ],
 )
-def test_bf16_only_where_native(monkeypatch, isa, native, expected):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
-    quantization._has_fast_bf16.cache_clear()
-    assert (default_compute_dtype("cpu") == torch.bfloat16) is expected
-    quantization._has_fast_bf16.cache_clear()
+def test_bf16_only_where_fast(cpu, isa, features, fast):
+    cpu(isa, **features)
+    assert default_compute_dtype("cpu") == (torch.bfloat16 if fast else torch.float32)
+    assert resolve_compute_form("auto", "cpu", training=True) == ("w8a16" if fast else "w8a8")
+    assert resolve_compute_form("auto", "cpu", training=False) == "w8a8"
+
+
+def test_forms():
+    assert resolve_compute_form("bnb", "cpu", training=True) == "bnb"
+    with pytest.raises(LacosError, match="w4a4"):
+        resolve_compute_form("w4a4", "cpu", training=False)
 
 
 def test_import_has_no_side_effect_on_bitsandbytes():

@@ -1,0 +1,141 @@
+/* Fused row kernels around the int8 matrix product; see kernels.py.
+ *
+ * PyTorch runs each step between two products as a pass over memory of its own (abs, max, divide, round, cast, cast,
+ * scale, scale, add bias, GELU): together they cost as much as the products. Here a row is read once, worked on in
+ * the L1 cache and written once. Plain C that compilers vectorise; rows are shared out among OpenMP threads, and a
+ * row's result depends on that row alone.
+ *
+ * n rows; k, o columns; q int8 rows with s, one scale per row (x ~ q * s); acc int32 product; w the weights' absolute
+ * maxima, one per output column (W ~ rows * w / 127). Everything floating is fp32.
+ */
+#include <stdint.h>
+#include <math.h>
+
+#define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
+
+static inline void quantize_row(const float *x, int64_t k, int8_t *q, float *s) {
+    float top = 1e-20f * 127.0f, broken = 0;
+#pragma omp simd reduction(max : top) reduction(+ : broken)
+    for (int64_t j = 0; j < k; j++) {
+        const float size = fabsf(x[j]);
+        top = size > top ? size : top;
+        broken += x[j] * 0.0f; /* NaN where x is, which a maximum would hide */
+    }
+    const float scale = top / 127.0f + broken, inverse = 127.0f / top;
+#pragma omp simd
+    for (int64_t j = 0; j < k; j++) {
+        /* adding 1.5 * 2^23 rounds to nearest even and leaves the integer in the low byte */
+        union { float f; int32_t i; } r = {x[j] * inverse + 12582912.0f};
+        q[j] = (int8_t)r.i;
+    }
+    *s = scale;
+}
+
+static inline void norm_row(const float *x, int64_t k, const float *gain, const float *bias, float eps, float *y) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < k; j++) sum += x[j];
+    const float mean = sum / k;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < k; j++) squares += (x[j] - mean) * (x[j] - mean);
+    const float r = 1.0f / sqrtf(squares / k + eps);
+#pragma omp simd
+    for (int64_t j = 0; j < k; j++) y[j] = (x[j] - mean) * r * gain[j] + bias[j];
+}
+
+/* x * sigmoid(2u) = GELU in its tanh approximation, u = sqrt(2/pi) (x + 0.044715 x^3); e^t as 2^floor * polynomial */
+static inline float gelu(float x) {
+    float t = -2.3022082f * x * (1.0f + 0.044715f * x * x); /* -2 sqrt(2/pi) log2(e) */
+    t = t < -126.0f ? -126.0f : t > 126.0f ? 126.0f : t;
+    const float whole = floorf(t + 0.5f), f = t - whole;
+    /* Taylor of 2^f, |f| <= 1/2: relative error 2e-7 */
+    float p = 1.5403530e-4f;
+    p = p * f + 1.3333558e-3f;
+    p = p * f + 9.6181291e-3f;
+    p = p * f + 5.5504109e-2f;
+    p = p * f + 2.4022651e-1f;
+    p = p * f + 6.9314718e-1f;
+    p = p * f + 1.0f;
+    union { int32_t i; float f; } power = {((int32_t)whole + 127) << 23};
+    return x / (1.0f + p * power.f);
+}
+
+/* q, s = quantise(x * w): w may be NULL */
+void quantize(const float *x, const float *w, int64_t n, int64_t k, int8_t *q, float *s, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = x + i * k;
+        float scaled[w ? k : 1];
+        if (w) {
+            for (int64_t j = 0; j < k; j++) scaled[j] = row[j] * w[j];
+            row = scaled;
+        }
+        quantize_row(row, k, q + i * k, s + i);
+    }
+}
+
+/* q, s = quantise(layer_norm(x)); the normed rows too where y is not NULL */
+void norm_quantize(const float *x, const float *gain, const float *shift, float eps, int64_t n, int64_t k, float *y,
+                   int8_t *q, float *s, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        float local[y ? 1 : k];
+        float *row = y ? y + i * k : local;
+        norm_row(x + i * k, k, gain, shift, eps, row);
+        quantize_row(row, k, q + i * k, s + i);
+    }
+}
+
+/* row = acc * s * w / 127 + bias + more: w, bias and more may be NULL */
+static inline void scale_row(const int32_t *restrict acc, float s, const float *restrict w,
+                             const float *restrict bias, const float *restrict more, int64_t o,
+                             float *restrict row) {
+    const float factor = s / 127.0f;
+    if (w && bias && more) {
+        for (int64_t j = 0; j < o; j++) row[j] = (float)acc[j] * factor * w[j] + bias[j] + more[j];
+    } else if (w && bias) {
+        for (int64_t j = 0; j < o; j++) row[j] = (float)acc[j] * factor * w[j] + bias[j];
+    } else {
+        for (int64_t j = 0; j < o; j++) row[j] = (float)acc[j] * factor;
+        if (w) for (int64_t j = 0; j < o; j++) row[j] *= w[j];
+        if (bias) for (int64_t j = 0; j < o; j++) row[j] += bias[j];
+        if (more) for (int64_t j = 0; j < o; j++) row[j] += more[j];
+    }
+}
+
+/* y = acc * s * w / 127 + bias + more: w, bias and more may be NULL */
+void scale(const int32_t *acc, const float *s, const float *w, const float *bias, const float *more, int64_t n,
+           int64_t o, float *y, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++)
+        scale_row(acc + i * o, s[i], w, bias, more ? more + i * o : 0, o, y + i * o);
+}
+
+/* hidden = acc * s * w / 127 + bias + residual; q, t = quantise(layer_norm(hidden)); the normed rows too where y is
+ * not NULL */
+void scale_add_norm_quantize(const int32_t *acc, const float *s, const float *w, const float *bias,
+                             const float *residual, const float *gain, const float *shift, float eps, int64_t n,
+                             int64_t o, float *hidden, float *y, int8_t *q, float *t, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        float local[y ? 1 : o];
+        float *normed = y ? y + i * o : local;
+        scale_row(acc + i * o, s[i], w, bias, residual + i * o, o, hidden + i * o);
+        norm_row(hidden + i * o, o, gain, shift, eps, normed);
+        quantize_row(normed, o, q + i * o, t + i);
+    }
+}
+
+/* q, t = quantise(gelu(acc * s * w / 127 + bias + more)): more may be NULL; the rows too where y is not NULL */
+void scale_gelu_quantize(const int32_t *acc, const float *s, const float *w, const float *bias, const float *more,
+                         int64_t n, int64_t o, float *y, int8_t *q, float *t, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        float local[y ? 1 : o];
+        float *row = y ? y + i * o : local;
+        scale_row(acc + i * o, s[i], w, bias, more ? more + i * o : 0, o, row);
+#pragma omp simd
+        for (int64_t j = 0; j < o; j++) row[j] = gelu(row[j]);
+        quantize_row(row, o, q + i * o, t + i);
+    }
+}

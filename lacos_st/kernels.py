@@ -1,0 +1,153 @@
+"""Fused row kernels for w8a8 on a CPU: `kernels.c`, compiled on first use by the machine's C compiler.
+
+Between two int8 products PyTorch makes about ten passes over memory (abs, max, divide, round, cast; cast,
+scale, scale, bias, GELU), which together take as long as the products. The C code does each stretch in one
+pass. It computes what the PyTorch code in `quantization.py` computes, which serves wherever there is no
+compiler (or no fp32 activations); results differ by rounding only.
+
+The library is kept in the user's cache folder under a hash of source, flags and CPU. It links against the
+OpenMP runtime that PyTorch has loaded already, so both share one pool of threads.
+
+Arrays: n rows; activations fp32 (n, k), contiguous; ``q`` int8 (n, k) with row scales ``s`` fp32 (n,), so that
+``x ~ q * s``; ``w`` fp32 (o,) the weight rows' absolute maxima, so that ``W ~ rows * w / 127``.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("kernels.c")
+# No -ffast-math: linking with it switches the whole process to flush denormals.
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+FLAGS += ["-fopenmp", "-shared", "-fPIC"]
+_POINTER, _INT, _FLOAT, _THREADS = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+_SIGNATURES: dict[str, list[Any]] = {
+    "quantize": [_POINTER] * 2 + [_INT] * 2 + [_POINTER] * 2,
+    "norm_quantize": [_POINTER] * 3 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 3,
+    "scale": [_POINTER] * 5 + [_INT] * 2 + [_POINTER],
+    "scale_add_norm_quantize": [_POINTER] * 7 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 4,
+    "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
+}
+# Below this many elements one thread is done before a second has started.
+_PARALLEL_FROM = 1 << 14
+
+
+def _compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None where they cannot be had. The first call compiles: a second or so."""
+    compiler = _compiler()
+    if compiler is None:
+        logger.info("no C compiler: int8 layers use PyTorch's own operations, which are slower.")
+        return None
+    from lacos_st.embedded import cache_directory
+
+    # -march=native: a cache folder that machines share needs one library for each kind of them
+    features = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else None
+    key = repr((SOURCE.read_bytes(), FLAGS, features or platform.processor()))
+    target = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    try:
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=target.parent) as directory:
+                built = Path(directory) / "kernels.so"
+                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
+                built.replace(target)  # atomic: of two processes that compile at once, either result serves
+        loaded = ctypes.CDLL(str(target))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.info("the fused kernels could not be built (%s): PyTorch's own operations serve instead.", error)
+        return None
+    for name, types in _SIGNATURES.items():
+        function = getattr(loaded, name)
+        function.argtypes, function.restype = [*types, _THREADS], None
+    return loaded
+
+
+def usable(x: Tensor) -> bool:
+    """Whether the kernels serve for these activations: fp32 on a CPU, outside of torch.compile."""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and library() is not None
+    )
+
+
+def _call(name: str, elements: int, *arguments: "Tensor | int | float | None") -> None:
+    threads = torch.get_num_threads() if elements >= _PARALLEL_FROM else 1
+    values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    getattr(library(), name)(*values, threads)
+
+
+def quantize(x: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Round the rows of ``x`` (times ``w`` (k,)) to int8: returns q and s."""
+    n, k = x.shape
+    q, s = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    _call("quantize", n * k, x, w, n, k, q, s)
+    return q, s
+
+
+def norm_quantize(
+    x: Tensor, gain: Tensor, shift: Tensor, eps: float, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Layer-norm the rows of ``x`` and round them: returns q, s and, if to ``keep``, the normed rows."""
+    n, k = x.shape
+    q, s = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    y = torch.empty_like(x) if keep else None
+    _call("norm_quantize", n * k, x, gain, shift, eps, n, k, y, q, s)
+    return q, s, y
+
+
+def scale(acc: Tensor, s: Tensor, w: Tensor | None, bias: Tensor | None = None, more: Tensor | None = None) -> Tensor:
+    """Return ``acc * s * w / 127 + bias + more`` for the int32 product ``acc`` (n, o), in fp32."""
+    n, o = acc.shape
+    y = torch.empty(n, o)
+    _call("scale", n * o, acc, s, w, bias, more, n, o, y)
+    return y
+
+
+def scale_add_norm_quantize(
+    acc: Tensor,
+    s: Tensor,
+    w: Tensor,
+    bias: Tensor,
+    residual: Tensor,
+    gain: Tensor,
+    shift: Tensor,
+    eps: float,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return ``h = acc * s * w / 127 + bias + residual``, its layer norm as q, s and, if to ``keep``, in fp32."""
+    n, o = acc.shape
+    h, q, t = torch.empty(n, o), torch.empty(n, o, dtype=torch.int8), torch.empty(n)
+    y = torch.empty(n, o) if keep else None
+    _call("scale_add_norm_quantize", n * o, acc, s, w, bias, residual, gain, shift, eps, n, o, h, y, q, t)
+    return h, q, t, y
+
+
+def scale_gelu_quantize(
+    acc: Tensor, s: Tensor, w: Tensor, bias: Tensor, more: Tensor | None = None, keep: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``gelu(acc * s * w / 127 + bias + more)`` (tanh form) as q, s and, if to ``keep``, in fp32."""
+    n, o = acc.shape
+    q, t = torch.empty(n, o, dtype=torch.int8), torch.empty(n)
+    y = torch.empty(n, o) if keep else None
+    _call("scale_gelu_quantize", n * o, acc, s, w, bias, more, n, o, y, q, t)
+    return q, t, y

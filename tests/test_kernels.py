@@ -1,0 +1,138 @@
+"""The C kernels compute what PyTorch's operations compute, and leave no trace where they cannot be built."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from lacos_st import kernels
+from lacos_st.quantization import quantize_rows
+
+N, K, OUT = 37, 96, 160
+
+needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")
+
+
+@pytest.fixture
+def data():
+    torch.manual_seed(0)
+    return {
+        "x": torch.randn(N, K) * torch.logspace(-6, 6, N)[:, None],
+        "acc": torch.randint(-(10**6), 10**6, (N, OUT), dtype=torch.int32),
+        "s": torch.rand(N) * 1e-2,
+        "w": torch.rand(OUT) * 1e-1,
+        "bias": torch.randn(OUT),
+        "more": torch.randn(N, OUT),
+        "gain": torch.randn(OUT),
+        "shift": torch.randn(OUT),
+    }
+
+
+def product(data):
+    return data["acc"].double() * data["s"][:, None] * data["w"] / 127
+
+
+def assert_rounded(q, s, expected):
+    """q * s is ``expected`` to half a step of each row, and the rows use the full range."""
+    step = expected.abs().amax(1) / 127
+    torch.testing.assert_close(s.double(), step, rtol=1e-5, atol=0)
+    assert ((q * s[:, None]).double() - expected).abs().div(step[:, None]).max() < 0.51
+    assert (q.abs().amax(1) == 127).all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+def test_quantize(data, threads, monkeypatch):
+    monkeypatch.setattr(kernels, "_PARALLEL_FROM", 0 if threads == 2 else 10**9)
+    q, s = kernels.quantize(data["x"])
+    expected_q, expected_s = quantize_rows(data["x"])
+    assert (q - expected_q).abs().max() <= 1  # a tie may round the other way
+    torch.testing.assert_close(s, expected_s[:, 0])
+    q, s = kernels.quantize(data["more"], data["w"])
+    assert_rounded(q, s, (data["more"] * data["w"]).double())
+
+
+@needs_compiler
+def test_zero_and_broken_rows():
+    x = torch.randn(4, K)
+    x[1], x[2, 5], x[3, 7] = 0, float("nan"), float("inf")
+    q, s = kernels.quantize(x)
+    rows = q * s[:, None]
+    assert (rows[1] == 0).all()
+    assert rows[0].isfinite().all()
+    assert rows[2].isnan().any(), "a NaN must not vanish in an integer"
+    assert not rows[3].isfinite().all()
+
+
+@needs_compiler
+@pytest.mark.parametrize("keep", [False, True])
+def test_norm_quantize(data, keep):
+    q, s, y = kernels.norm_quantize(data["more"], data["gain"], data["shift"], 1e-5, keep)
+    expected = functional.layer_norm(data["more"], (OUT,), data["gain"], data["shift"], 1e-5)
+    assert_rounded(q, s, expected.double())
+    assert (y is not None) is keep
+    if keep:
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("more", [False, True])
+def test_scale(data, bias, more):
+    y = kernels.scale(data["acc"], data["s"], data["w"], data["bias"] if bias else None, data["more"] if more else None)
+    expected = product(data) + (data["bias"] if bias else 0) + (data["more"] if more else 0)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
+    plain = kernels.scale(data["acc"], data["s"], None)
+    torch.testing.assert_close(plain, data["acc"] * data["s"][:, None] / 127)
+
+
+@needs_compiler
+@pytest.mark.parametrize("keep", [False, True])
+def test_scale_add_norm_quantize(data, keep):
+    h, q, s, y = kernels.scale_add_norm_quantize(
+        data["acc"], data["s"], data["w"], data["bias"], data["more"], data["gain"], data["shift"], 1e-5, keep
+    )
+    expected = product(data) + data["bias"] + data["more"]
+    torch.testing.assert_close(h.double(), expected, rtol=1e-5, atol=1e-5)
+    normed = functional.layer_norm(expected, (OUT,), data["gain"].double(), data["shift"].double(), 1e-5)
+    assert_rounded(q, s, normed)
+    if keep:
+        torch.testing.assert_close(y.double(), normed, rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("more", [False, True])
+def test_scale_gelu_quantize(data, more):
+    q, s, y = kernels.scale_gelu_quantize(
+        data["acc"], data["s"], data["w"], data["bias"], data["more"] if more else None, keep=True
+    )
+    before = product(data) + data["bias"] + (data["more"] if more else 0)
+    expected = functional.gelu(before, approximate="tanh")
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-6)
+    assert_rounded(q, s, expected)
+
+
+@needs_compiler
+def test_gelu_over_its_whole_range():
+    x = torch.cat([torch.linspace(-12, 12, 4001), torch.tensor([-1e4, 1e4, -0.0])])[None]
+    ones, zeros = torch.ones(1), torch.zeros(x.shape, dtype=torch.int32)
+    weights = torch.ones(x.shape[1])
+    _, _, y = kernels.scale_gelu_quantize(zeros, ones, weights, x[0].contiguous(), keep=True)
+    torch.testing.assert_close(y.double(), functional.gelu(x.double(), approximate="tanh"), rtol=2e-6, atol=3e-7)
+
+
+def test_no_compiler_or_a_broken_one_is_no_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("LACOS_CACHE", str(tmp_path))
+    for compiler in (None, "/bin/false", "/no/such/compiler"):
+        monkeypatch.setattr(kernels, "_compiler", lambda compiler=compiler: compiler)
+        kernels.library.cache_clear()
+        assert kernels.library() is None
+        assert not kernels.usable(torch.ones(1, 1))
+    monkeypatch.undo()
+    kernels.library.cache_clear()
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@needs_compiler
+def test_denormals_survive_loading():
+    """Code linked with -ffast-math would flush them to zero in the whole process."""
+    assert torch.tensor(1e-40) * torch.tensor(1.0) != 0
