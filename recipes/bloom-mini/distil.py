@@ -1,0 +1,145 @@
+"""Stages 3 and 4: the student learns the teacher's space.
+
+3. `static`: no layers. A sentence is the mean of its token vectors; they start as the teacher's embedding of the
+   token's own string and are trained on all sentences. No matrix products, so a CPU does 10,000 sentences a second.
+4. `deep`: layers are put under it that begin almost as the identity, and everything is trained on.
+
+The loss draws a sentence, and its translations, to the teacher's embedding of the English (1 - cosine), and the
+batch's cosine matrix to the teacher's (mean squared difference, times --matrix). Training is in the space that is
+compared at the end: there is no projection head to throw away.
+
+A run is resumed where it stopped if its output holds a state of the same stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from corpus import Corpus, projection
+from dev import evaluate, tasks
+from student import config, embed, grow, save
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lacos_st.bloom import LacosBloomModel
+
+
+def token_vectors(tokenizer: PreTrainedTokenizerBase, work_dir: Path, hidden: int) -> torch.Tensor:
+    """(vocabulary, hidden), unit variance: the teacher's embedding of each token's string, projected."""
+    from teach import embed as teach
+    from teach import teacher_path, to_int8_
+    from transformers import AutoModel
+
+    path = work_dir / f"token-vectors-{hidden}-{len(tokenizer)}.npy"
+    if not path.exists():
+        teacher = AutoModel.from_pretrained(teacher_path()).eval()
+        to_int8_(teacher)
+        strings = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
+        vectors = teach(teacher, AutoTokenizer.from_pretrained(teacher_path()), strings, 256).astype(np.float32)
+        np.save(path, vectors @ projection(work_dir, hidden))
+    vectors = torch.from_numpy(np.load(path))
+    random = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(0))
+    vectors = vectors / vectors.std(1, keepdim=True) + 0.1 * random
+    vectors[:4] = random[:4]
+    return vectors / vectors.std(1, keepdim=True)
+
+
+def loss_of(student: torch.Tensor, target: torch.Tensor, matrix: float) -> torch.Tensor:
+    student = normalize(student, dim=-1)
+    direct = 1 - (student * target).sum(-1).mean()
+    return direct + matrix * (student @ student.T - target @ target.T).square().mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=["static", "deep"])
+    parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
+    parser.add_argument("--data-dir", type=Path, help="folder with sts/: development scores on the way")
+    parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
+    parser.add_argument("--start", type=Path, help="deep: the static model; default: static below --work-dir")
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=512, help="sentences a step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
+    parser.add_argument("--english", type=float, default=0.5)
+    parser.add_argument("--longest", type=int, default=48)
+    parser.add_argument("--matrix", type=float, default=5.0)
+    parser.add_argument("--cooldown", type=float, default=0.3, help="share of the steps with falling learning rate")
+    parser.add_argument("--save-every", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    output = args.output or args.work_dir / args.stage
+    torch.manual_seed(args.seed)
+
+    tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
+    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english)
+    print({lang: len(pool) for lang, pool in corpus.pools.items()}, flush=True)
+    state_path = output / "state.pt"
+    if state_path.exists():
+        model = LacosBloomModel.from_pretrained(output)
+    elif args.stage == "static":
+        model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
+        with torch.no_grad():
+            model.word_embeddings.weight.copy_(token_vectors(tokenizer, args.work_dir, args.hidden))
+    else:
+        model = grow(LacosBloomModel.from_pretrained(args.start or args.work_dir / "static"), args.layers)
+    table = [model.word_embeddings.weight]
+    others = [p for name, p in model.named_parameters() if name != "word_embeddings.weight"]
+    optimizer = torch.optim.AdamW(
+        [{"params": table, "lr": args.lr_table}, {"params": others, "lr": args.lr}],
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+        fused=True,
+    )
+    peak = [group["lr"] for group in optimizer.param_groups]
+    first = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        print(f"going on at step {first}", flush=True)
+    sets = tasks(args.data_dir / "sts", 300, "[efhz][shir]") if args.data_dir else {}
+
+    model.train()
+    began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
+    for step, batch in enumerate(corpus.batches(args.batch, args.seed, first, args.steps), first):
+        factor = min(1.0, (step + 1) / 100, (args.steps - step) / (args.cooldown * args.steps))
+        for group, lr in zip(optimizer.param_groups, peak, strict=True):
+            group["lr"] = lr * factor
+        loss = loss_of(embed(model, batch.ids, batch.bounds), batch.targets, args.matrix)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(others, 1.0)
+        optimizer.step()
+        seen, tokens, mean = seen + args.batch, tokens + len(batch.ids), mean + loss.item()
+        if (step + 1) % 20 == 0:
+            spent = time.monotonic() - began
+            print(
+                f"{step + 1} loss {mean / 20:.4f} {seen / spent:.0f} sentences/s {tokens / spent:.0f} tokens/s",
+                flush=True,
+            )
+            mean = 0.0
+        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+            model.eval()
+            save(model, output, {"optimizer": optimizer.state_dict(), "step": step + 1})
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                shutil.copyfile(args.work_dir / "tokenizer" / name, output / name)
+            if sets:
+                scores = evaluate(model, tokenizer, sets)
+                with open(output / "dev.jsonl", "a") as log:
+                    log.write(json.dumps({"step": step + 1, **scores}) + "\n")
+                print(json.dumps(scores), flush=True)
+            model.train()
+            began, seen, tokens = time.monotonic(), 0, 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""The embedded models: packed bytes are the unpacked model's bytes, unpacking is atomic, samples are readable."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, BloomConfig, BloomModel
+
+from lacos_st import embedded
+from lacos_st.config import LacosError
+from lacos_st.quantization import quantize_table
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("base") / "bloom-mini"
+    embedded.unpack("bloom-mini", directory)
+    return directory
+
+
+def test_stock_transformers_reads_the_unpacked_base(base):
+    model = BloomModel.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert len(tokenizer) == model.config.vocab_size
+    assert tokenizer.convert_tokens_to_ids(["<unk>", "<s>", "</s>", "<pad>"]) == [0, 1, 2, 3]
+    assert tokenizer.padding_side == "right"
+    assert tokenizer("hello")["input_ids"][-1] == tokenizer.eos_token_id
+    assert model.h[0].mlp.dense_h_to_4h.weight.dtype == torch.int8
+
+
+def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know():
+    tokenizer = AutoTokenizer.from_pretrained(embedded.ASSETS / "bloom-mini")
+    for text in ("naïve café", "你好，世界", "مرحبا بالعالم", "नमस्ते दुनिया", "𓀀 ᚠ 🦜"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.unk_token_id not in ids
+        assert tokenizer.decode(ids).strip() == text.lower().replace("，", ",")  # NFKC
+
+
+def test_packed_and_unpacked_hold_the_same_bytes(base):
+    packed = load_file(embedded.ASSETS / "bloom-mini" / "model.safetensors")
+    stock = load_file(base / "model.safetensors")
+    rows, scale = quantize_table(stock["word_embeddings.weight"])
+    assert torch.equal(rows, packed["word_embeddings.weight"])
+    assert torch.equal(scale, packed["word_embeddings.SCB"].float())
+    for key in stock:
+        if key != "word_embeddings.weight":
+            assert torch.equal(stock[key], packed[key]), key
+
+
+def test_pack_rounds_each_row_by_less_than_half_a_step(tmp_path):
+    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
+    model = BloomModel(config)
+    model.save_pretrained(tmp_path / "full")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "full" / name).write_bytes((embedded.ASSETS / "bloom-mini" / name).read_bytes())
+    embedded.pack(tmp_path / "full", tmp_path / "packed")
+    packed = load_file(tmp_path / "packed" / "model.safetensors")
+    name = "h.0.self_attention.query_key_value"
+    step = packed[f"{name}.SCB"][:, None] / 127
+    error = (packed[f"{name}.weight"] * step - model.get_parameter(f"{name}.weight")).abs()
+    assert (error <= step * 0.501).all()
+
+
+def test_pack_names_what_is_missing_and_what_is_no_bloom(tmp_path):
+    with pytest.raises(LacosError, match=r"has no config\.json"):
+        embedded.pack(tmp_path, tmp_path / "out")
+    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(LacosError, match="'bert'"):
+        embedded.pack(tmp_path, tmp_path / "out")
+
+
+def test_assets_stay_small():
+    sizes = {p: p.stat().st_size for p in embedded.ASSETS.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert sum(sizes.values()) < 15_000_000
+    assert sum(size for path, size in sizes.items() if path.parent.name == "bloom-mini") <= 12_000_000
+
+
+def test_unpack_refuses_a_directory_in_use_and_an_unknown_name(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "note.txt").write_text("keep")
+    with pytest.raises(LacosError, match="not empty"):
+        embedded.unpack("bloom-mini", tmp_path / "mine")
+    assert (tmp_path / "mine" / "note.txt").read_text() == "keep"
+    with pytest.raises(LacosError, match="bloom-max"):
+        embedded.unpack("bloom-max", tmp_path / "other")
+    with pytest.raises(LacosError, match="bloom-max"):
+        embedded.embedded_directory("bloom-max")
+
+
+def test_a_failed_unpack_leaves_nothing(tmp_path, monkeypatch):
+    def full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedded.shutil, "copyfile", full_disk)
+    with pytest.raises(LacosError, match="No space left"):
+        embedded.unpack("bloom-mini", tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("LACOS_CACHE", raising=False)
+    assert embedded.cache_directory() == tmp_path / "xdg" / "lacos-st"
+    monkeypatch.setenv("LACOS_CACHE", str(tmp_path / "own"))
+    assert embedded.cache_directory() == tmp_path / "own" / "lacos-st"
+
+
+UNPACK = "from lacos_st.embedded import embedded_directory as e; print(e('bloom-mini'))"
+
+
+def test_many_processes_unpack_at_once_and_agree(tmp_path):
+    environment = {**os.environ, "LACOS_CACHE": str(tmp_path)}
+    workers = [
+        subprocess.Popen([sys.executable, "-c", UNPACK], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    directories = {worker.communicate(timeout=200)[0].strip() for worker in workers}
+    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    (directory,) = directories
+    assert (embedded.Path(directory) / "model.safetensors").is_file()
+    assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
+
+
+def test_a_second_call_reads_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LACOS_CACHE", str(tmp_path))
+    first = embedded.embedded_directory("bloom-mini")
+    stamp = (first / "model.safetensors").stat().st_mtime_ns
+    assert embedded.embedded_directory("bloom-mini") == first
+    assert (first / "model.safetensors").stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("name", ["nli-train", "nli-dev"])
+def test_samples_are_triplets(name):
+    with gzip.open(embedded.sample_path(name), "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    assert len(rows) >= 500
+    assert all(set(row) == {"anchor", "positive", "negative"} and all(row.values()) for row in rows)
+
+
+def test_no_held_out_anchor_is_trained_on_and_no_sts_sentence_is_in_the_samples():
+    def sentences(name):
+        with gzip.open(embedded.sample_path(name), "rt", encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+
+    train, held = sentences("nli-train"), sentences("nli-dev")
+    assert not {row["anchor"].lower() for row in train} & {row["anchor"].lower() for row in held}
+    tested = set()
+    for path in embedded.sample_path("sts17").glob("*.jsonl.gz"):
+        with gzip.open(path, "rt", encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                tested |= {row["sentence1"].lower(), row["sentence2"].lower()}
+    assert len(tested) > 500
+    assert not tested & {text.lower() for row in train + held for text in row.values()}
+
+
+def test_an_unknown_sample_names_the_known_ones():
+    with pytest.raises(LacosError, match="nli-train, nli-dev, sts17"):
+        embedded.sample_path("nli-test")
