@@ -5,9 +5,7 @@ which encodes the pairs, takes the correlations and writes its JSON -> the simil
 beside it (`results.py`) -> `tables.py` shows scores with intervals beside the lexical baseline and published
 results.
 
-Two cache keys decide what is measured again: the model's revision is a digest of its content
-(`fingerprint.py`), so one more training step is a new revision; the data's revision is a digest of the local
-files. MTEB looks at neither when a result is complete, hence the checks in `_run`.
+A run with an output directory can be repeated at any time: `runner.py` measures what is new, and nothing else.
 """
 
 from __future__ import annotations
@@ -16,34 +14,27 @@ import csv
 import gc
 import json
 import os
-import random
 import sys
-import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-import mteb
+import datasets
 import numpy as np
 import torch
-from mteb.abstasks import AbsTask
-from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
+from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from lacos_st.config import LacosError
-from lacos_st.fingerprint import fingerprint
-from lacos_st.results import LEXICAL, Evaluation, SetResult, detail_path
-from lacos_st.statistics import lexical_similarity, spearman
+from lacos_st.results import LEXICAL, Evaluation, SetResult
+from lacos_st.runner import Runner, random_state_kept
 from lacos_st.tables import csv_rows, figure, markdown
-from lacos_st.tasks import MissingDataError, Task, languages_of, plan
+from lacos_st.tasks import MissingDataError, plan
 
 Model: TypeAlias = str | Path | SentenceTransformer
-Done = dict[tuple[str, str], SetResult]
 EMBEDDED = ("bloom-mini", "lacos-bloom")
-_LEXICAL_FORM = "tfidf-char-2-4"
 
 
 def evaluate(
@@ -94,16 +85,19 @@ def evaluate(
     say = _Progress(progress)
     sets: list[SetResult] = []
     missing: dict[str, str] = {}
+    unreachable = False
     for label, source in _labelled(models):
         model = _load(source)
-        runner = _Runner(label, model, directory, batch_size)
+        runner = Runner(label, model, directory, batch_size)
         for number, task in enumerate(planned, 1):
             position = f"[{number}/{len(planned)}]"
             try:
-                done, cached = runner.run(task, baseline=baseline)
+                with _hub_offline() if unreachable else nullcontext():
+                    done, cached = runner.run(task, baseline=baseline)
             except MissingDataError as reason:
                 if not task.from_group:
                     raise
+                unreachable |= isinstance(reason.__cause__, ConnectionError)
                 missing[task.name] = str(reason)
                 say(f"{position} {task.name}: not run, its data could not be had")
                 continue
@@ -121,142 +115,6 @@ def evaluate(
         _write(directory / "summary.md", markdown(evaluation))
         _write(directory / "summary.csv", csv_rows(evaluation))
     return evaluation
-
-
-class _Runner:
-    """One model, its MTEB wrapper, and the cache of its results."""
-
-    def __init__(self, label: str, model: SentenceTransformer, directory: Path | None, batch_size: int) -> None:
-        self.directory = directory
-        self.batch_size = batch_size
-        self.name = label
-        self.revision = fingerprint(model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MTEB: its own deprecations, and prompts it does not know
-            self.wrapper = SentenceTransformerEncoderWrapper(model)
-        name = label if "/" in label else f"local/{label}"
-        meta = self.wrapper.mteb_model_meta.model_copy(update={"name": name, "revision": self.revision})
-        self.wrapper.mteb_model_meta = self.meta = meta
-        self.cache = None if directory is None else mteb.ResultCache(directory)
-
-    def run(self, task: Task, *, baseline: bool) -> tuple[Done, bool]:
-        """Measure a task, or read it back.
-
-        Returns:
-            (model, subset) -> result, and whether nothing had to be encoded.
-        """
-        with _random_state_kept():
-            built = task.build()
-            split = built.eval_splits[0]
-            results = self._cached(built, split)
-            complete = all((self.name, subset) in results for subset in built.hf_subsets)
-            if not complete:
-                results |= self._measure(built, split, resume=bool(results))
-            if baseline and hasattr(built, "sink"):
-                for subset in built.hf_subsets:
-                    gold = results[self.name, subset].gold
-                    results[LEXICAL, subset] = self._lexical(built, split, subset, gold)
-            built.unload_data()
-        return results, complete
-
-    def _cached(self, task: AbsTask, split: str) -> Done:
-        """Results of this very model on these very rows that an earlier run left behind."""
-        if self.directory is None or self.cache is None:
-            return {}
-        try:
-            stored = self.cache.load_task_result(task.metadata.name, self.meta)
-        except ValueError:  # cut off while MTEB wrote it: errors of JSON and of pydantic
-            self.cache.get_task_result_path(task.metadata.name, self.meta).unlink()
-            return {}
-        if stored is None or stored.dataset_revision != task.metadata.revision:
-            return {}
-        found: Done = {}
-        for subset in {scores["hf_subset"] for scores in stored.scores.get(split, [])} & set(task.hf_subsets):
-            kept = self._detail(self.name, self.revision, task, split, subset)
-            if kept is None:
-                return {}  # MTEB would think this one done and never hand out its similarities
-            found[self.name, subset] = kept
-        return found
-
-    def _measure(self, task: AbsTask, split: str, *, resume: bool) -> Done:
-        """Encode what is missing. Each set is kept as soon as it is done, before MTEB writes its JSON."""
-        found: Done = {}
-        started = time.perf_counter()
-
-        def keep(subset: str, _: str, similarity: np.ndarray, gold: np.ndarray) -> None:
-            nonlocal started
-            seconds, started = time.perf_counter() - started, time.perf_counter()
-            score = spearman(gold, similarity)
-            found[self.name, subset] = self._keep(task, split, subset, score, seconds, similarity, gold)
-
-        if hasattr(task, "sink"):
-            task.sink = keep
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # superseded tasks; constant similarities, which the table reports
-            outcome = mteb.evaluate(
-                self.wrapper,
-                task,
-                cache=self.cache,
-                overwrite_strategy="only-missing" if resume else "always",
-                encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
-        if not hasattr(task, "sink"):  # not STS: MTEB's main score is all there is
-            none, seconds = np.empty(0), outcome.task_results[0].evaluation_time or 0.0
-            for scores in outcome.task_results[0].scores[split]:
-                subset, score = scores["hf_subset"], 100 * scores["main_score"]
-                found[self.name, subset] = self._keep(task, split, subset, score, seconds, none, none)
-        return found
-
-    def _lexical(self, task: AbsTask, split: str, subset: str, gold: np.ndarray) -> SetResult:
-        """The baseline on the same rows; it depends on the data alone and is measured once a directory."""
-        stored = self._detail(LEXICAL, _LEXICAL_FORM, task, split, subset)
-        if stored is not None and stored.data == task.metadata.revision:
-            return stored
-        dataset: Any = task.dataset
-        rows = dataset.get(subset, dataset)[split]
-        left, right = task.column_names
-        started = time.perf_counter()
-        similarity = lexical_similarity(rows[left][:], rows[right][:])
-        seconds, score = time.perf_counter() - started, spearman(gold, similarity)
-        return self._keep(task, split, subset, score, seconds, similarity, gold, LEXICAL, _LEXICAL_FORM)
-
-    def _detail(self, name: str, revision: str, task: AbsTask, split: str, subset: str) -> SetResult | None:
-        if self.directory is None:
-            return None
-        path = detail_path(self.directory / "details", name, revision, task.metadata.name, subset, split)
-        return SetResult.load(path) if path.exists() else None
-
-    def _keep(
-        self,
-        task: AbsTask,
-        split: str,
-        subset: str,
-        score: float,
-        seconds: float,
-        similarity: np.ndarray,
-        gold: np.ndarray,
-        model: str = "",
-        revision: str = "",
-    ) -> SetResult:
-        name = task.metadata.name
-        result = SetResult(
-            model=model or self.name,
-            revision=revision or self.revision,
-            task=name,
-            subset=subset,
-            split=split,
-            languages=languages_of(name, subset),
-            score=score,
-            seconds=seconds,
-            data=task.metadata.revision,
-            similarity=np.asarray(similarity, dtype=np.float64),
-            gold=gold,
-        )
-        if self.directory is not None:
-            result.save(self.directory / "details")
-        return result
 
 
 class STSEvaluator(BaseEvaluator):
@@ -298,7 +156,7 @@ class STSEvaluator(BaseEvaluator):
     ) -> None:
         super().__init__()
         self.planned = plan(tasks, languages, data_dir, split)
-        with _random_state_kept():
+        with random_state_kept():
             for task in self.planned:
                 task.build().unload_data()
         self.batch_size = batch_size
@@ -320,7 +178,7 @@ class STSEvaluator(BaseEvaluator):
         Returns:
             Metric -> correlation.
         """
-        runner = _Runner("model", model, None, self.batch_size)
+        runner = Runner("model", model, None, self.batch_size)
         done = [r for task in self.planned for r in runner.run(task, baseline=False)[0].values()]
         scores = {f"{r.name}_spearman": r.score / 100 for r in done}
         scores["spearman"] = float(np.mean(list(scores.values())))
@@ -359,15 +217,17 @@ class _Progress:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """MTEB seeds Python, NumPy and torch whenever it makes a task; a training run must not notice."""
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+def _hub_offline() -> Iterator[None]:
+    """Read data sets from the local cache alone: without a network each look at the Hub takes 24 s of retries."""
+    places = (datasets.config, constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _labelled(models: Model | Sequence[Model] | Mapping[str, Model]) -> list[tuple[str, Model]]:

@@ -26,8 +26,9 @@ from typing import Any
 
 from lacos_st.config import LacosError
 from lacos_st.hub import open_hub
+from lacos_st.local_sets import read_pairs
 from lacos_st.readers import Table, open_file
-from lacos_st.tasks import SAMPLE, plan, read_pairs
+from lacos_st.tasks import SAMPLE, plan
 
 _EXAMPLES = 3
 _TEXTS = 64  # of one row: a longer list is no group of sentences

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from lacos_st.config import LacosError
+from lacos_st.languages import language_name
 from lacos_st.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.statistics import Difference
 from lacos_st.tables import beside_published, figure, notes
-from lacos_st.tasks import language_name
 
 _TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte

@@ -26,8 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lacos_st.config import LacosError
+from lacos_st.languages import BLOOM_LANGUAGES
 from lacos_st.statistics import Difference, bootstrap, interval, paired
-from lacos_st.tasks import BLOOM_LANGUAGES, ENGLISH, MULTILINGUAL
+from lacos_st.tasks import ENGLISH, MULTILINGUAL
 
 LEXICAL = "lexical"
 """The baseline's name in tables and directories: character 2-4-gram TF-IDF."""
