@@ -125,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
 
     report = add("report", _report, "turn results of evaluate into a self-contained page")
     report.add_argument("results", nargs="+", metavar="RESULTS")
-    report.add_argument("-o", "--output", default="report.html")
-    report.add_argument("--title", default="Sentence similarity")
+    report.add_argument("-o", "--output", default="report.html", help="the page; plots go beside it")
+    report.add_argument("--title", default="Sentence similarity", help="heading of the page")
 
     overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")
     overlap.add_argument("train", nargs="+", metavar="TRAIN")

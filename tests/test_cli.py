@@ -1,0 +1,110 @@
+import json
+import re
+
+import numpy as np
+import pytest
+from conftest import CORPUS
+
+from lacos_st.cli import main
+from lacos_st.model import LacosSentenceTransformer
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_bloom, tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "model"
+    LacosSentenceTransformer(tiny_bloom).add_lora(rank=2).save_pretrained(str(path))
+    return path
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_text("\n".join(CORPUS) + "\n", encoding="utf-8")
+    return path
+
+
+def run(capsys, *arguments):
+    code = main([str(argument) for argument in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_train_from_flags_and_recipe(capsys, tiny_bloom, tmp_path):
+    data = tmp_path / "pairs.csv"
+    data.write_text("anchor,positive\n" + "".join(f"a man {i},man {i}\n" for i in range(40)))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"base: {tiny_bloom}\ntrain_data: [{data}]\nlora_rank: 8\nmax_steps: 2\nbatch_size: 8\n")
+    output = tmp_path / "out"
+    code, out, _ = run(
+        capsys, "train", "--config", recipe, "--lora-rank", 4, "--output", output, "--no-mask-duplicates"
+    )
+    assert code == 0
+    assert f'SentenceTransformer("{output}")' in out
+    record = json.loads((output / "training.json").read_text())["recipe"]
+    assert (record["lora_rank"], record["mask_duplicates"], record["max_steps"]) == (4, False, 2)
+    code, _, err = run(capsys, "train", "--config", recipe, "--output", output)
+    assert code == 2
+    assert "--overwrite" in err
+
+
+def test_encode_equals_the_library(capsys, saved, texts, tmp_path):
+    code, out, _ = run(capsys, "encode", saved, texts, "--output", tmp_path / "x.npy", "--normalize")
+    assert code == 0
+    expected = LacosSentenceTransformer(saved).encode(list(CORPUS), normalize_embeddings=True)
+    actual = np.load(tmp_path / "x.npy")
+    assert actual.shape == expected.shape
+    assert (actual * expected).sum(1).min() > 0.9999
+    assert "x.npy" in out
+
+
+def test_similarity(capsys, saved):
+    code, out, _ = run(capsys, "similarity", saved, CORPUS[0], CORPUS[1])
+    assert code == 0
+    rows = [[float(x) for x in re.findall(r"-?\d\.\d{3}", line)[:2]] for line in out.splitlines()]
+    assert rows[0][0] == rows[1][1] == 1.0
+    assert rows[0][1] == rows[1][0]
+
+
+def test_merge_and_info(capsys, saved, tmp_path):
+    code, out, _ = run(capsys, "info", saved)
+    assert code == 0
+    assert "default (rank 2, query_key_value)" in out
+    assert run(capsys, "merge", saved, tmp_path / "merged")[0] == 0
+    assert re.search(r"adapters +none", run(capsys, "info", tmp_path / "merged")[1])
+    code, _, err = run(capsys, "merge", saved, tmp_path / "merged")
+    assert code == 2
+    assert "not empty" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["info", "./nowhere"], "There is no directory './nowhere'"),
+        (["train", "--lora-rank", "zero"], "lora_rank='zero' must be a whole number"),
+        (["train", "--config", "none.yaml"], "none.yaml"),
+        (["train", "--train-data", "missing.csv"], "missing.csv"),
+        (["encode", "MODEL", "missing.txt", "--output", "x.npy"], "missing.txt"),
+        (["encode", "MODEL", "TEXTS", "--output", "x.pkl"], "x.pkl"),
+        (["similarity", "MODEL", "one"], "at least two"),
+        (["evaluate", "MODEL", "--tasks", "NoSuchTask"], "NoSuchTask"),
+        (["report", "nowhere"], "nowhere"),
+        (["check-overlap", "missing.csv"], "missing.csv"),
+        (["init", "--model", "gpt"], "gpt"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, saved, texts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [{"MODEL": str(saved), "TEXTS": str(texts)}.get(argument, argument) for argument in arguments]
+    code, _, err = run(capsys, *arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+    assert err.startswith(f"lacos-st {arguments[0]}: error: ")
+
+
+@pytest.mark.parametrize("command", ["train", "encode", "evaluate", "report", "merge", "info", "init", "similarity"])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "default" in capsys.readouterr().out or command in ("merge", "info", "similarity")
