@@ -1,9 +1,9 @@
 """Rows of texts by number: Arrow columns, joining NLI rows, finding duplicates, weights and mixtures.
 
-Texts lie once in Arrow buffers. Everything after reading works on row numbers (NumPy int64) and on hashes of
-the texts (BLAKE2b, 128 bits for equality, 64 to join by), so a million rows cost tens of megabytes beside
-their text, and a second copy of it only where NLI rows are joined to triplets. Two different texts share 64 bits with a probability of N^2 / 2^65: 3e-8
-for a million.
+Texts lie in Arrow buffers. Everything after reading works on row numbers (NumPy int64) and on hashes of the texts
+(BLAKE2b, 128 bits for equality, 64 to join by), so a million rows cost tens of megabytes beside their text, and a
+second copy of it only where NLI rows are joined to triplets. Two different texts share 64 bits with a probability of
+N^2 / 2^65: 3e-8 for a million.
 """
 
 from __future__ import annotations
