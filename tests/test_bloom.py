@@ -334,3 +334,19 @@ def test_fused_encoding_equals_layer_by_layer(int8_model, targets, monkeypatch):
         cosine = torch.cosine_similarity(fused, other, dim=-1).min()
         assert cosine > 0.9999
         assert (fused - other).norm() / other.norm() < 1e-2  # where a value rounds to the neighbouring integer
+
+
+def test_auto_avoids_w8a8_where_channels_stick_out(int8_model):
+    forms = {"compute_form": "w8a8", "training_form": bloom.resolve_compute_form("auto", "cpu", training=True)}
+    model = accelerate_(int8_model())
+    for block in model.h:  # the random gains of this model are near 0 at times: their median is not
+        block.input_layernorm.weight.data.fill_(1.0)
+        block.post_attention_layernorm.weight.data.fill_(1.0)
+    layer = accelerate_(model).h[0].mlp.dense_h_to_4h
+    assert {"compute_form": layer.compute_form, "training_form": layer.training_form} == forms
+    model.h[1].post_attention_layernorm.weight.data[7] = -20.0
+    assert bloom.outlier_ratio(model) == 20
+    accelerate_(model)
+    assert (layer.compute_form, layer.training_form) == ("w8a16", "w8a16")
+    accelerate_(model, "w8a8", "bnb")
+    assert (layer.compute_form, layer.training_form) == ("w8a8", "bnb")
