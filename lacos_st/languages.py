@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from functools import cache
 
-import mteb
+from lacos_st.config import LacosError
+
+try:
+    import mteb
+except ModuleNotFoundError as missing:  # every module of the evaluation comes past here first
+    raise LacosError(f"Evaluation needs {missing.name}: pip install 'lacos-st[eval]'") from missing
 from mteb.abstasks import AbsTask
 from mteb.languages import ISO_TO_LANGUAGE
 from mteb.languages.iso_mappings import _get_iso1_to_iso3, _hf_lang_to_iso_lang_script
-
-from lacos_st.config import LacosError
 
 # The languages of BLOOM's training data (ROOTS), as listed on the model card of bigscience/bloom.
 BLOOM_LANGUAGES = frozenset(

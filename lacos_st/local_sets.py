@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import mteb
 import pyarrow as pa
 
 from lacos_st.config import LacosError
@@ -113,7 +112,7 @@ def mteb_split(name: str, split: str) -> str:
 
 @cache
 def _statistics(name: str) -> dict[str, Any]:
-    return mteb.get_task(name).metadata.descriptive_stats or {}
+    return sts_tasks()[name.lower()].metadata.descriptive_stats or {}
 
 
 def is_official(name: str, subset: str, split: str, paths: list[Path]) -> bool:

@@ -171,12 +171,8 @@ class Evaluation:
 
     def means(self, model: str) -> list[Mean]:
         """Means over the sets that every model has: English, BLOOM's languages, other languages, all."""
-        own = self.of(model)
-        common = [
-            own[name]
-            for name in self.names
-            if all(name in self.of(other) for other in self.models) and name in own and len(own[name].gold)
-        ]
+        own, others = self.of(model), [self.of(other) for other in self.models]
+        common = [r for name, r in own.items() if len(r.gold) and all(name in other for other in others)]
         groups = {
             group: [r for r in common if r.group == group]
             for group in ("English", "BLOOM languages", "other languages")

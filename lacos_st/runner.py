@@ -8,6 +8,7 @@ before MTEB's JSON, so an interrupted run goes on with the next set.
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 import warnings
@@ -48,8 +49,7 @@ class Runner:
         self.batch_size = batch_size
         self.name = label
         self.revision = fingerprint(model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # MTEB: its own deprecations, and prompts it does not know
+        with _quiet():  # its own deprecations, and prompts that it does not know
             self.wrapper = SentenceTransformerEncoderWrapper(model)
         name = label if "/" in label else f"local/{label}"
         meta = self.wrapper.mteb_model_meta.model_copy(update={"name": name, "revision": self.revision})
@@ -108,8 +108,7 @@ class Runner:
 
         if hasattr(task, "sink"):
             task.sink = keep
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # superseded tasks; constant similarities, which the table reports
+        with _quiet():  # superseded tasks; constant similarities, which the table reports
             outcome = mteb.evaluate(
                 self.wrapper,
                 task,
@@ -174,6 +173,20 @@ class Runner:
         if self.directory is not None:
             result.save(self.directory / "details")
         return result
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what MTEB warns of; its errors still come."""
+    logger = logging.getLogger("mteb")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
