@@ -319,11 +319,12 @@ def test_one_process_per_output(model, lines, tmp_path):
     assert leftovers(tmp_path / "x.npy") == []
 
 
-def test_too_little_space_is_said_before_the_work(model, lines, tmp_path, monkeypatch):
+def test_too_little_space_is_said_before_the_work(model, tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("alpha\n" * 20_000)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(lacos_st.embedding_store.shutil, "disk_usage", lambda _: usage._replace(free=1000))
-    with pytest.raises(LacosError, match=r"x\.npy needs [1-9]\d* MB, but 0 MB are free"):
-        encode_file(model, lines, tmp_path / "x.npy", **QUIET)
+    monkeypatch.setattr(lacos_st.embedding_store.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    with pytest.raises(LacosError, match=r"x\.npy needs 3 MB, but 1 MB are free"):
+        encode_file(model, tmp_path / "in.txt", tmp_path / "x.npy", show_progress=False)
 
 
 def test_a_disk_that_fills_up(model, tmp_path):
