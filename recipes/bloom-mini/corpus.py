@@ -9,7 +9,6 @@ Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -111,8 +110,3 @@ class Corpus:
             [random.choice(self.pools[lang], n) for lang, n in zip(self.share, counts, strict=True) if n]
         )
         return Batch(*self.gather(rows), self.targets(rows))
-
-    def batches(self, size: int, seed: int, first: int, last: int) -> Iterator[Batch]:
-        """Batches first to last - 1."""
-        for step in range(first, last):
-            yield self.batch(size, seed, step)

@@ -8,13 +8,15 @@ The loss draws a sentence, and its translations, to the teacher's embedding of t
 batch's cosine matrix to the teacher's (mean squared difference, times --matrix). Training is in the space that is
 compared at the end: there is no projection head to throw away.
 
-A run is resumed where it stopped if its output holds a state of the same stage.
+A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
+share a step, each with its own sentences; on busy cores two processes of one thread beat one process of two.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import time
 from pathlib import Path
@@ -78,10 +80,13 @@ def main() -> None:
     args = parser.parse_args()
     output = args.output or args.work_dir / args.stage
     torch.manual_seed(args.seed)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        torch.distributed.init_process_group("gloo")
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english)
-    print({lang: len(pool) for lang, pool in corpus.pools.items()}, flush=True)
+    print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state_path = output / "state.pt"
     if state_path.exists():
         model = LacosBloomModel.from_pretrained(output)
@@ -110,24 +115,28 @@ def main() -> None:
 
     model.train()
     began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
-    for step, batch in enumerate(corpus.batches(args.batch, args.seed, first, args.steps), first):
+    for step in range(first, args.steps):
+        batch = corpus.batch(args.batch // world, args.seed, step * world + rank)
         factor = min(1.0, (step + 1) / 100, (args.steps - step) / (args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         loss = loss_of(embed(model, batch.ids, batch.bounds), batch.targets, args.matrix)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if world > 1:
+            for parameter in model.parameters():
+                torch.distributed.all_reduce(parameter.grad.div_(world))
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         optimizer.step()
         seen, tokens, mean = seen + args.batch, tokens + len(batch.ids), mean + loss.item()
-        if (step + 1) % 20 == 0:
+        if (step + 1) % 20 == 0 and rank == 0:
             spent = time.monotonic() - began
             print(
                 f"{step + 1} loss {mean / 20:.4f} {seen / spent:.0f} sentences/s {tokens / spent:.0f} tokens/s",
                 flush=True,
             )
             mean = 0.0
-        if (step + 1) % args.save_every == 0 or step + 1 == args.steps:
+        if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
             model.eval()
             save(model, output, {"optimizer": optimizer.state_dict(), "step": step + 1})
             for name in ("tokenizer.json", "tokenizer_config.json"):

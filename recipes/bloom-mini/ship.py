@@ -1,8 +1,9 @@
-"""Last stage: put a trained base into the package's assets, packed in 8 bits."""
+"""Last stage: put a trained base into the package's assets, packed in 8 bits, with its model card."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -14,11 +15,63 @@ from lacos_st.embedded import ASSETS, pack
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
 
+CARD = """---
+license: apache-2.0
+library_name: transformers
+pipeline_tag: feature-extraction
+language: [{languages}]
+---
+# bloom-mini
+
+A small multilingual BLOOM for sentence embeddings: {layers} layers of {hidden}, {heads} heads, {vocabulary:,}
+byte-level BPE entries, causal attention with ALiBi, {parameters:.1f} million parameters, stored in 8 bits. It is the base that
+LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Pool with `weightedmean` over all tokens; the tokenizer
+appends `</s>`.
+
+Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from all-MiniLM-L6-v2 (Apache-2.0): a
+sentence and its translations are drawn to the teacher's embedding of the English. The teacher itself was trained on a
+billion pairs by its authors, under the terms that its model card gives.
+
+Not a language model to generate with; sentences above 64 tokens were not seen in training; languages with few training
+sentences (table below) are served by what they share with others.
+
+## Training text
+
+Every sentence that occurs in an STS set of the project's evaluation data (any split, any language; compared after
+lower-casing and removing punctuation) was dropped: {dropped:,} of them. The weights contain no text; the licences
+below are those of the text they were trained on. **Non-commercial sources: {noncommercial}.** Leave them out with
+`collect.py --commercial-only` and train again where that matters to you.
+
+| source | sentences | licence |
+|---|---|---|
+{sources}
+
+Sentences per language: {counts}.
+"""
+
+
+def card(model: LacosBloomModel, report: dict) -> str:
+    sources = report["sources"]
+    config = model.config
+    return CARD.format(
+        languages=", ".join(sorted(lang for lang, _ in report["sentences"])),
+        layers=config.n_layer,
+        hidden=config.hidden_size,
+        heads=config.n_head,
+        vocabulary=config.vocab_size,
+        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        dropped=sum(source["dropped_sts"] for source in sources.values()),
+        noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
+        sources="\n".join(f"| {name} | {s['sentences']:,} | {s['licence']} |" for name, s in sources.items()),
+        counts=", ".join(f"{lang} {n:,}" for lang, n in report["sentences"]),
+    )
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", type=Path, help="output of distil.py")
     parser.add_argument("--output", type=Path, default=ASSETS / "bloom-mini")
+    parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"), help="where sources.json lies")
     parser.add_argument("--layers", type=int, help="add untrained layers to a model without any")
     args = parser.parse_args()
     model = LacosBloomModel.from_pretrained(args.model)
@@ -31,6 +84,8 @@ def main() -> None:
         tokenizer.init_kwargs = {k: v for k, v in tokenizer.init_kwargs.items() if k in KEEP}
         tokenizer.save_pretrained(folder)
         pack(folder, args.output)
+    report = json.loads((args.work_dir / "sources.json").read_text(encoding="utf-8"))
+    (args.output / "README.md").write_text(card(model, report), encoding="utf-8")
     size = sum(file.stat().st_size for file in args.output.iterdir())
     print(f"{args.output}: {size / 1e6:.2f} MB")
 

@@ -28,12 +28,12 @@ def config(vocabulary: int, hidden: int = 256, layers: int = 4, heads: int = 8) 
 
 
 def grow(static: BloomModel, layers: int, heads: int = 8) -> LacosBloomModel:
-    """`static`'s tables and norms under new layers that begin almost as the identity."""
+    """`static` with more layers, which begin almost as the identity; it may have some of its own already."""
     model = LacosBloomModel(config(static.config.vocab_size, static.config.hidden_size, layers, heads))
     missing, unexpected = model.load_state_dict(static.state_dict(), strict=False)
     if unexpected or any(not name.startswith("h.") for name in missing):
         raise ValueError(f"{missing} {unexpected} do not fit.")
-    for block in model.h:
+    for block in model.h[len(static.h) :]:
         for linear in (block.self_attention.dense, block.mlp.dense_4h_to_h):
             torch.nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * layers))
     return model
