@@ -63,8 +63,9 @@ class LacosConfig:
     )
     # -- data
     train_data: list[str] = _option([], "files or Hub data sets, each with an optional @weight; none: the sample")
-    columns: list[str] = _option([], "columns to read: anchor positive [negative ...]; none: by their names")
+    columns: list[str] = _option([], "columns in the order anchor positive [negative ...]; none: by their names")
     on_bad_row: Literal["error", "skip"] = _option("error", "what a row that cannot be read does")
+    min_score: float | None = _option(None, "use scored pairs of at least this score; needed if there is a score")
     max_rows: int | None = _option(None, "use at most so many rows")
     eval_data: list[str] = _option([], "held-out triplets or pairs that choose the best step; none: a split")
     # -- objective

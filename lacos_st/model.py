@@ -92,7 +92,6 @@ class LacosSentenceTransformer(SentenceTransformer):
         if modules is None and is_trainable:
             self.transformer.set_trainable()
         self._check_template()
-        self.model_card_data.generate_widget_examples = False  # it would embed training data at every saving
         self.training_record: dict[str, Any] | None = None
 
     @property

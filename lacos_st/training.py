@@ -89,6 +89,10 @@ def train(
         train_data, eval_data = _build_data(config)
         set_seed(config.seed)
         model = _build_model(config)
+        # Without examples for the Hub's widget ST would embed some of the data to find them.
+        model.model_card_data.widget = [
+            {"source_sentence": row[0], "sentences": row[1:]} for row in _texts(eval_data, 3)
+        ]
         arguments = _arguments(config, run, len(train_data), evaluator)
         trainer = SentenceTransformerTrainer(
             model=model,
@@ -277,7 +281,12 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
 
 
 def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
-    options: dict[str, Any] = {"on_bad_row": config.on_bad_row, "columns": config.columns or None, "seed": config.seed}
+    options: dict[str, Any] = {
+        "on_bad_row": config.on_bad_row,
+        "columns": config.columns or None,
+        "min_score": config.min_score,
+        "seed": config.seed,
+    }
     train_sources = config.train_data or [_sample("nli-train")]
     data = load_training_data(train_sources, max_rows=config.max_rows, **options)
     eval_sources = config.eval_data or ([] if config.train_data else [_sample("nli-dev")])
@@ -291,6 +300,10 @@ def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
         )
     parts = data.train_test_split(held_out, seed=config.seed)
     return parts["train"], parts["test"]
+
+
+def _texts(data: Dataset, rows: int) -> list[list[str]]:
+    return [list(row.values()) for row in data.select(range(min(rows, len(data))))]
 
 
 def _sample(name: str) -> str:
@@ -321,8 +334,8 @@ def _arguments(
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         optim=config.optimizer,
-        gradient_checkpointing=config.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
         bf16=bf16,
         use_cpu=on_cpu,
         seed=config.seed,

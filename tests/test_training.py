@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -246,3 +247,48 @@ def test_fit_uses_8_bit_adam(tiny_model, tmp_path):
     for key, parameter in tiny_model.named_parameters():
         if key in before:
             assert torch.equal(parameter, before[key])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_killed_at_thirty_random_moments(undisturbed, tiny_bloom, triplets, tmp_path):
+    """Start `lacos-st train` again and again, kill it after a random time, and let the last one finish."""
+    import random
+
+    generator = random.Random(0)
+    config = config_for(tiny_bloom, triplets, tmp_path / "model")
+    config.to_yaml(tmp_path / "recipe.yaml")
+    command = [sys.executable, "-m", "lacos_st.cli", "train", "--config", str(tmp_path / "recipe.yaml")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    started = time.time()
+    subprocess.run([*command, "--output", str(tmp_path / "timed")], env=environment, check=True, capture_output=True)
+    whole = time.time() - started
+    for _ in range(30):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(generator.uniform(0.3, 1.1) * whole)
+        process.kill()
+        process.wait()
+        if (tmp_path / "model").exists():
+            assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
+            shutil.rmtree(tmp_path / "model")
+            shutil.rmtree(tmp_path / "model.run", ignore_errors=True)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "recipe.yaml", "timed"]
+
+
+def test_a_full_disk_says_what_to_do(tiny_bloom, triplets, tmp_path, monkeypatch):
+    import errno
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("lacos_st.transformer.save_file", full)
+    config = config_for(tiny_bloom, triplets, tmp_path / "model")
+    with pytest.raises(LacosError, match="the disk is full"):
+        train(config)
+    monkeypatch.undo()
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(LacosError, match="training goes on from the last complete checkpoint"):
+        train(config)
+    assert not (tmp_path / "model").exists()
