@@ -176,9 +176,10 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn
         A plain loss, or its cached twin where `mini_batch_size` is set.
     """
     options: dict[str, Any] = {
-        "scale": config.scale,
-        "mask_duplicates": config.mask_duplicates,
-        "mask_margin": config.mask_margin,
+        "on_bad_row": config.on_bad_row,
+        "columns": config.columns or None,
+        "min_score": config.min_score,
+        "seed": config.seed,
     }
     if config.symmetric_loss:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
@@ -302,8 +303,9 @@ def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
     return parts["train"], parts["test"]
 
 
-def _texts(data: Dataset, rows: int) -> list[list[str]]:
-    return [list(row.values()) for row in data.select(range(min(rows, len(data))))]
+def _widget(data: Dataset) -> list[dict[str, Any]]:
+    texts = [list(row.values()) for row in data.select(range(min(3, len(data))))]
+    return [{"source_sentence": row[0], "sentences": row[1:]} for row in texts]
 
 
 def _sample(name: str) -> str:

@@ -16,23 +16,8 @@ from lacos_st.files import locked
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.training import TrainingInterrupted, latest_checkpoint, train
 
-WORDS = tuple("man guitar street dogs grass child market week music red house river sings runs sleeps old".split())  # noqa: SIM905
-    "man",
-    "guitar",
-    "street",
-    "dogs",
-    "grass",
-    "child",
-    "market",
-    "week",
-    "music",
-    "red",
-    "house",
-    "river",
-    "sings",
-    "runs",
-    "sleeps",
-    "old",
+WORDS = [
+    f"{colour} {thing}" for colour in ("red", "old", "small", "quiet") for thing in ("man", "dog", "house", "river")
 ]
 
 
