@@ -1,0 +1,119 @@
+"""Memory: resident weights and loading time, ours against stock; predicted against measured peaks.
+
+Each measurement runs in a process of its own, as resident memory never shrinks reliably within one.
+
+python benchmarks/memory.py --output docs/benchmarks/memory.json
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from common import BUILDERS, build, checkpoint, machine, mean_pool, report
+from peft import LoraConfig
+
+from lacos_st.memory import predict, reset_peak, resident_bytes
+
+FULL_VOCAB = 250880
+LOADED = ["stock fp32", "stock bf16", "stock int8 bf16", "ours auto"]
+# name: batch, tokens a text, training, checkpointing
+RUNS = {
+    "encode 32 x 20": (32, 20, False, False),
+    "encode 64 x 128": (64, 128, False, False),
+    "train 32 pairs x 20": (32, 20, True, False),
+    "train 64 pairs x 32": (64, 32, True, False),
+    "train 64 pairs x 32, checkpointing": (64, 32, True, True),
+}
+
+
+def child(arguments: argparse.Namespace) -> None:
+    """Load one model, run one case, print bytes."""
+    warm = torch.randn(64, 64) @ torch.randn(64, 64)  # thread pools start before the baseline
+    baseline = resident_bytes() + 0 * int(warm.numel())
+    start = time.perf_counter()
+    model = build(arguments.child, arguments.path)
+    result: dict[str, float] = {"seconds": time.perf_counter() - start}
+    held = [*model.parameters(), *model.buffers()]
+    held += [tensor.SCB for tensor in held if getattr(tensor, "SCB", None) is not None]
+    result["parameter bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    if arguments.case:
+        batch, length, training, checkpointing = RUNS[arguments.case]
+        count = batch * 2 if training else batch
+        ids = torch.randint(1, 8000, (count, length))
+        mask = torch.ones_like(ids)
+        if training:
+            model.requires_grad_(False)
+            model.add_adapter(LoraConfig(r=16, lora_dropout=0.05, target_modules=["query_key_value"]))
+            model.train()
+            if checkpointing:
+                model.gradient_checkpointing_enable({"use_reentrant": False})
+            trained = [p for p in model.parameters() if p.requires_grad]
+            optimizer = torch.optim.AdamW(trained)
+        reset_peak()
+        for _ in range(2):
+            if training:
+                optimizer.zero_grad()
+                mean_pool(model(ids, attention_mask=mask).last_hidden_state, mask).square().sum().backward()
+                optimizer.step()
+            else:
+                with torch.inference_mode():
+                    model(ids, attention_mask=mask)
+        result["peak"] = resident_bytes(peak=True) - baseline
+    result["resident"] = resident_bytes() - baseline
+    print(json.dumps(result))
+
+
+def measure(name: str, path: str, case: str = "") -> dict[str, float]:
+    command = [sys.executable, str(Path(__file__)), "--child", name, "--path", path, "--case", case]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--vocab", type=int, default=FULL_VOCAB)
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--child", choices=list(BUILDERS), help=argparse.SUPPRESS)
+    parser.add_argument("--path", help=argparse.SUPPRESS)
+    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child(arguments)
+        return
+    path = checkpoint(arguments.layers, arguments.hidden, arguments.heads, vocab=arguments.vocab)
+    loaded = {name: measure(name, path) for name in LOADED}
+    half = loaded["stock bf16"]["parameter bytes"]
+    results: dict = {
+        "machine": machine(),
+        "configuration": {k: v for k, v in vars(arguments).items() if k in ("layers", "hidden", "heads", "vocab")},
+        "weights in GB": {name: value["parameter bytes"] / 1e9 for name, value in loaded.items()},
+        "weights as a fraction of 16 bits": {n: v["parameter bytes"] / half for n, v in loaded.items()},
+        "resident after loading, GB": {name: value["resident"] / 1e9 for name, value in loaded.items()},
+        "seconds to load": {name: value["seconds"] for name, value in loaded.items()},
+    }
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    for case, (batch, length, training, checkpointing) in RUNS.items():
+        found = measure("ours auto", path, case)["peak"]
+        expected = predict(
+            config,
+            batch_size=batch,
+            length=length,
+            training=training,
+            gradient_checkpointing=checkpointing,
+            optimizer="adamw",
+        ).total
+        results[case] = {"measured GB": found / 1e9, "predicted GB": expected / 1e9, "ratio": expected / found}
+    report(results, arguments.output)
+
+
+if __name__ == "__main__":
+    main()

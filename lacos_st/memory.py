@@ -1,0 +1,220 @@
+"""What a run will need, before it runs: peak memory of encoding and training, and the batch that fits.
+
+The prediction adds up what is held at the worst moment. With N tokens in a batch (texts x their mean
+length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 bits):
+
+- *weights*: an int8 byte for every entry of the linear layers and the table, 4 per row for its scale, b for
+  the rest;
+- *adapter*: LoRA's fp32 parameters, their gradients, and Adam's two moments (one byte each for tensors of at
+  least 4,096 entries under 8-bit Adam, which leaves smaller ones in 32 bits);
+- *activations*: training keeps per token and layer what the backward pass reads. Frozen 8-bit layers keep
+  nothing, so that is the inputs of both layer norms (2H), the adapter's input and its dropout mask (2H),
+  queries, keys and values (3H), the attention's output (H) and the GELU's input (4H): about 12H. Gradient
+  checkpointing keeps H and holds the rest for one layer at a time;
+- *scratch*: the widest stretch of one layer, int32 products included, and for ``w8a16`` the largest weight
+  matrix cast to the activations' dtype.
+
+On CUDA this is the peak that PyTorch's allocator reports; on a CPU the growth of the resident process from
+before the weights were loaded, with an allowance for what oneDNN and the allocator keep (`_CPU_OVERHEAD`).
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lacos_st.config import LacosError
+from lacos_st.quantization import default_compute_dtype, resolve_compute_form
+
+# bytes: code pages touched first, oneDNN's compiled kernels and packed operands, the allocator's slack
+_CPU_OVERHEAD = 60e6
+_GB = 1e9
+
+# (columns in, columns out) in units of the hidden size
+_SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Predicted bytes by cause; `total` is the peak."""
+
+    weights: float
+    adapter: float
+    activations: float
+    scratch: float
+    overhead: float
+
+    @property
+    def total(self) -> float:
+        """The predicted peak in bytes."""
+        return self.weights + self.adapter + self.activations + self.scratch + self.overhead
+
+    def table(self) -> str:
+        """Return a table in GB for people."""
+        parts = {
+            "weights": self.weights,
+            "adapter, gradients, optimizer": self.adapter,
+            "activations kept": self.activations,
+            "scratch": self.scratch,
+            "libraries": self.overhead,
+            "peak": self.total,
+        }
+        return "\n".join(f"{name:32} {size / _GB:8.2f} GB" for name, size in parts.items())
+
+
+def predict(
+    config: Any,
+    *,
+    batch_size: int = 64,
+    length: int = 32,
+    texts: int = 2,
+    training: bool = True,
+    rank: int = 16,
+    targets: tuple[str, ...] = ("query_key_value",),
+    dropout: float = 0.05,
+    optimizer: str = "adamw_8bit",
+    gradient_checkpointing: bool = False,
+    quantization: str = "int8",
+    compute_form: str = "auto",
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> MemoryEstimate:
+    """Predict the peak memory of a run.
+
+    Args:
+        config: The base's `transformers.BloomConfig`.
+        batch_size: Rows in a batch on this device.
+        length: Mean tokens of a text after truncation; padding costs nothing.
+        texts: Texts in a row: 2 for pairs, 3 for triplets; encoding has 1.
+        training: A training step, or encoding.
+        rank: LoRA's rank.
+        targets: Layers with an adapter.
+        dropout: The adapter's dropout.
+        optimizer: The Trainer's name; those with "8bit" keep moments in 8 bits.
+        gradient_checkpointing: Whether layers are recomputed in the backward pass.
+        quantization: ``int8``, or ``none`` for weights in ``dtype``.
+        compute_form: The 8-bit layers' form in this mode.
+        device: Where it runs.
+        dtype: Of activations; the device's default if None.
+
+    Returns:
+        The estimate.
+
+    Raises:
+        LacosError: For sizes below one or a target that BLOOM does not have.
+
+    >>> from transformers import BloomConfig
+    >>> small = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
+    >>> round(predict(small, training=False, batch_size=32).weights / 1e9, 2)
+    0.56
+    """
+    for name, value in {"batch_size": batch_size, "length": length, "texts": texts, "rank": rank}.items():
+        if value < 1:
+            raise LacosError(f"{name}={value} is no size: give a whole number of at least 1.")
+    if unknown := sorted(set(targets) - set(_SHAPES)):
+        raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(_SHAPES)}.")
+    device = torch.device(device)
+    dtype = dtype or default_compute_dtype(device)
+    form = resolve_compute_form(compute_form, device, training)
+    size = dtype.itemsize
+    hidden, layers, vocab = config.hidden_size, config.n_layer, config.vocab_size
+    linear = sum(a * b for a, b in _SHAPES.values()) * hidden * hidden
+    rows = sum(b for _, b in _SHAPES.values()) * hidden
+    rest = layers * (rows + 4 * hidden) + 4 * hidden  # biases and layer norms
+    if quantization == "int8":
+        weights = layers * (linear + 4.0 * rows) + vocab * (hidden + 4.0) + rest * size
+    else:
+        weights = float(layers * linear + vocab * hidden + rest) * size
+
+    tokens = batch_size * length * (texts if training else 1)
+    adapter = 0.0
+    if training:
+        for target in targets:
+            for columns in _SHAPES[target]:
+                entries = rank * columns * hidden
+                moment = 1 if "8bit" in optimizer and entries >= 4096 else 4
+                adapter += layers * entries * (4 + 4 + 2 * moment)
+        adapter_input = hidden * (2 if dropout > 0 else 1)
+        per_layer = tokens * size * (10 * hidden + adapter_input * len(targets))
+        kept_layers = 1 if gradient_checkpointing else layers
+        activations = kept_layers * per_layer + (layers * tokens * size * hidden if gradient_checkpointing else 0)
+        # backward through the GELU: its gradient, the rounded gradient, the int32 product and its scaled copy
+        scratch = tokens * hidden * (4 * size * 2 + 4 + 4 * 2)
+    else:
+        # hidden states; queries, keys and values with a padded copy, or the int32 product four times as wide
+        activations = tokens * hidden * size * 2
+        scratch = tokens * hidden * (4 * 4 + 3 * size if form == "w8a8" else 4 * size * 3)
+    if quantization == "int8" and form != "w8a8":
+        scratch += 4.0 * hidden * hidden * size
+    overhead = _CPU_OVERHEAD if device.type == "cpu" else 0.0
+    return MemoryEstimate(weights, adapter, float(activations), float(scratch), overhead)
+
+
+def available_memory(device: torch.device | str = "cpu") -> int:
+    """Return the bytes that a new run can take on ``device`` now."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def auto_batch_size(
+    config: Any, *, available: float | None = None, largest: int = 512, device: torch.device | str = "cpu", **run: Any
+) -> int:
+    """Return the largest power-of-two batch whose predicted peak fits.
+
+    Args:
+        config: The base's `transformers.BloomConfig`.
+        available: Bytes to fill; 0.9 of what is free on ``device`` if None.
+        largest: Upper limit.
+        device: Where it runs.
+        **run: Everything else of `predict` but ``batch_size``.
+
+    Returns:
+        A batch size of at least 1.
+
+    Raises:
+        LacosError: If not even one row fits.
+    """
+    budget = 0.9 * available_memory(device) if available is None else available
+    fits = [
+        2**power
+        for power in range(largest.bit_length())
+        if 2**power <= largest and predict(config, batch_size=2**power, device=device, **run).total <= budget
+    ]
+    if not fits:
+        need = predict(config, batch_size=1, device=device, **run).total
+        raise LacosError(
+            f"one row needs {need / _GB:.1f} GB and {budget / _GB:.1f} GB are free on {device}: use a smaller base, "
+            "shorter texts (max_seq_length) or gradient_checkpointing=True."
+        )
+    return max(fits)
+
+
+def resident_bytes(peak: bool = False) -> int:
+    """Return this process's resident memory, or its peak since `reset_peak`, from /proc (Linux).
+
+    Raises:
+        LacosError: Elsewhere.
+    """
+    field = "VmHWM:" if peak else "VmRSS:"
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            for line in status:
+                if line.startswith(field):
+                    return int(line.split()[1]) * 1024
+    except OSError as error:
+        raise LacosError(f"resident memory is read from /proc, which this system ({os.name}) has not.") from error
+    raise LacosError(f"/proc/self/status has no {field} line on this system.")
+
+
+def reset_peak() -> None:
+    """Start `resident_bytes(peak=True)` anew (Linux; a no-op where the kernel does not allow it)."""
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return
