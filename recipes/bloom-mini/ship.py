@@ -24,9 +24,9 @@ language: [{languages}]
 # bloom-mini
 
 A small multilingual BLOOM for sentence embeddings: {layers} layers of {hidden}, {heads} heads, {vocabulary:,}
-byte-level BPE entries, causal attention with ALiBi, {parameters:.1f} million parameters, stored in 8 bits. It is the base that
-LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Pool with `weightedmean` over all tokens; the tokenizer
-appends `</s>`.
+byte-level BPE entries, causal attention with ALiBi, {parameters:.1f} million parameters, stored in 8 bits.
+It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Pool with `weightedmean` over all
+tokens; the tokenizer appends `</s>`.
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from all-MiniLM-L6-v2 (Apache-2.0): a
 sentence and its translations are drawn to the teacher's embedding of the English. The teacher itself was trained on a
