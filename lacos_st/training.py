@@ -90,9 +90,7 @@ def train(
         set_seed(config.seed)
         model = _build_model(config)
         # Without examples for the Hub's widget ST would embed some of the data to find them.
-        model.model_card_data.widget = [
-            {"source_sentence": row[0], "sentences": row[1:]} for row in _texts(eval_data, 3)
-        ]
+        model.model_card_data.widget = _widget(eval_data)
         arguments = _arguments(config, run, len(train_data), evaluator)
         trainer = SentenceTransformerTrainer(
             model=model,
