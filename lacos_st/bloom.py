@@ -533,9 +533,14 @@ def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: st
     _convert_blocks_(model)
     if outlier_ratio(model) > OUTLIER_RATIO:
         compute_form, training_form = ("w8a16" if form == "auto" else form for form in (compute_form, training_form))
-    convert_linear_(
+    converted = convert_linear_(
         model,
         resolve_compute_form(compute_form, model.device, training=False),
         resolve_compute_form(training_form, model.device, training=True),
     )
+    if converted and model.device.type == "cpu":
+        # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it resident.
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.clone()
     return model
