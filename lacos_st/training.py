@@ -174,10 +174,9 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn
         A plain loss, or its cached twin where `mini_batch_size` is set.
     """
     options: dict[str, Any] = {
-        "on_bad_row": config.on_bad_row,
-        "columns": config.columns or None,
-        "min_score": config.min_score,
-        "seed": config.seed,
+        "scale": config.scale,
+        "mask_duplicates": config.mask_duplicates,
+        "mask_margin": config.mask_margin,
     }
     if config.symmetric_loss:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
