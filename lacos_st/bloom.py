@@ -13,6 +13,7 @@ Shapes: B sequences, padded length T, N real tokens, H hidden, A heads of D = H 
    - Longer: the bias is a product of a number per head and a number per key, so it moves into a few extra
      columns of q and k (`_fold_alibi`) and plain causal attention computes it with memory linear in T.
      Positions and slopes are split over columns such that every factor is exact in bf16.
+     Encoding in ``w8a8`` on a CPU has a kernel of its own for these lengths, which needs no padding either.
    - On CUDA: all sequences in one `varlen_attn` call over the same extra columns.
    transformers adds the bias in the model's dtype to a materialised score matrix; in bf16 that costs
    precision with length (relative error 0.5 at 2,048 tokens, 0.002 here).
@@ -42,6 +43,8 @@ from lacos_st.quantization import Lora, convert_linear_, plain_layer, resolve_co
 # Up to this many tokens a (heads, T, T) bias is cheap and fastest; above it grows quadratically and ALiBi is
 # folded.
 _SHORT = 128
+# Up to this many tokens the C kernel beats the fused bias (twofold where lengths differ); at 128 it loses.
+_KERNEL_LONGEST = 64
 # Query rows at a time in long symmetric attention: bounds the bias at (heads, chunk, T).
 _SYMMETRIC_CHUNK = 256
 
@@ -159,6 +162,12 @@ def alibi_slopes(heads: int) -> list[float]:
         base = 2 ** -(2 ** -(math.log2(2 * power) - 3))
         slopes += [base**i for i in range(1, 2 * (heads - power) + 1, 2)]
     return slopes
+
+
+@lru_cache(maxsize=4)
+def _slopes(heads: int) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(alibi_slopes(heads))
 
 
 @lru_cache(maxsize=16)
@@ -327,7 +336,11 @@ class LacosBloomBlock(BloomBlock):
         q, s, x = kernels.norm_quantize(hidden, norm.weight, norm.bias, norm.eps, keep=bool(qkv_lora))
         rows, absmax = qkv.int8_weight()
         context = kernels.scale(torch._int_mm(q, rows.t()), s, absmax, qkv.bias, _delta(qkv_lora, x))
-        context = attend(context, layout, attention.num_heads, self.symmetric)
+        if layout.longest <= _KERNEL_LONGEST and context.shape[1] // attention.num_heads % 6 == 0:
+            slopes = _slopes(attention.num_heads)
+            context = kernels.attend(context, layout.cu_seqlens, slopes, self.symmetric)
+        else:
+            context = attend(context, layout, attention.num_heads, self.symmetric)
 
         q, s = kernels.quantize(context)
         rows, absmax = dense.int8_weight()
@@ -539,7 +552,8 @@ def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: st
         resolve_compute_form(training_form, model.device, training=True),
     )
     if converted and model.device.type == "cpu":
-        # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it resident.
+        # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it
+        # resident.
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()

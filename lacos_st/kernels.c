@@ -43,9 +43,8 @@ static inline void norm_row(const float *x, int64_t k, const float *gain, const 
     for (int64_t j = 0; j < k; j++) y[j] = (x[j] - mean) * r * gain[j] + bias[j];
 }
 
-/* x * sigmoid(2u) = GELU in its tanh approximation, u = sqrt(2/pi) (x + 0.044715 x^3); e^t as 2^floor * polynomial */
-static inline float gelu(float x) {
-    float t = -2.3022082f * x * (1.0f + 0.044715f * x * x); /* -2 sqrt(2/pi) log2(e) */
+/* 2^t as 2^whole * polynomial */
+static inline float power_of_2(float t) {
     t = t < -126.0f ? -126.0f : t > 126.0f ? 126.0f : t;
     const float whole = floorf(t + 0.5f), f = t - whole;
     /* Taylor of 2^f, |f| <= 1/2: relative error 2e-7 */
@@ -57,7 +56,12 @@ static inline float gelu(float x) {
     p = p * f + 6.9314718e-1f;
     p = p * f + 1.0f;
     union { int32_t i; float f; } power = {((int32_t)whole + 127) << 23};
-    return x / (1.0f + p * power.f);
+    return p * power.f;
+}
+
+/* x * sigmoid(2u) = GELU in its tanh approximation, u = sqrt(2/pi) (x + 0.044715 x^3) */
+static inline float gelu(float x) {
+    return x / (1.0f + power_of_2(-2.3022082f * x * (1.0f + 0.044715f * x * x))); /* -2 sqrt(2/pi) log2(e) */
 }
 
 /* q, s = quantise(x * w): w may be NULL */
@@ -137,5 +141,75 @@ void scale_gelu_quantize(const int32_t *acc, const float *s, const float *w, con
 #pragma omp simd
         for (int64_t j = 0; j < o; j++) row[j] = gelu(row[j]);
         quantize_row(row, o, q + i * o, t + i);
+    }
+}
+
+/* One head of one sequence. Keys are transposed first, so that the scores of one query against all keys are sums of
+ * whole vectors; `width` is the length rounded up to whole vectors, d is even. Inlined once for each usual d. */
+__attribute__((always_inline)) static inline void attend_head(const float *base, int64_t stride, int64_t length,
+                                                              int64_t width, int64_t d, float slope,
+                                                              int64_t symmetric, float *y, int64_t hidden) {
+    const float log2e = 1.44269504f, factor = log2e / sqrtf((float)d); /* exp(x) = 2^(x log2 e) */
+    float keys[d * width], scores[width], out[d];
+    for (int64_t c = 0; c < d; c++)
+        for (int64_t j = length; j < width; j++) keys[c * width + j] = 0;
+    for (int64_t j = 0; j < length; j++)
+        for (int64_t c = 0; c < d; c++) keys[c * width + j] = base[j * stride + d + c] * factor;
+    slope *= log2e;
+    for (int64_t i = 0; i < length; i++) {
+        const float *query = base + i * stride;
+        const int64_t seen = symmetric ? length : i + 1;
+        const int64_t used = symmetric ? width : (seen + 15) / 16 * 16;
+        float top = -INFINITY, sum = 0;
+        for (int64_t block = 0; block < used; block += 16) {
+            float even[16] = {0}, odd[16] = {0}; /* two chains of sums hide the latency of each addition */
+            for (int64_t c = 0; c < d; c += 2) {
+                const float *key = keys + c * width + block, q = query[c], next = query[c + 1];
+#pragma omp simd
+                for (int64_t j = 0; j < 16; j++) {
+                    even[j] += q * key[j];
+                    odd[j] += next * key[width + j];
+                }
+            }
+#pragma omp simd
+            for (int64_t j = 0; j < 16; j++) {
+                const float distance = (float)(i - block - j);
+                scores[block + j] = even[j] + odd[j] - slope * fabsf(distance);
+            }
+        }
+        for (int64_t j = 0; j < seen; j++) top = scores[j] > top ? scores[j] : top;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < seen; j++) {
+            scores[j] = power_of_2(scores[j] - top);
+            sum += scores[j];
+        }
+        for (int64_t c = 0; c < d; c++) out[c] = 0;
+        for (int64_t j = 0; j < seen; j++) {
+            const float *value = base + j * stride + 2 * d, weight = scores[j];
+#pragma omp simd
+            for (int64_t c = 0; c < d; c++) out[c] += weight * value[c];
+        }
+        for (int64_t c = 0; c < d; c++) y[i * hidden + c] = out[c] / sum;
+    }
+}
+
+/* ALiBi attention of short sequences over packed rows: qkv (n, heads * 3 * d), per head its query, key and value; the
+ * sequence z holds rows starts[z] to starts[z + 1]. Causal, or both sides. */
+void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t heads, int64_t d, const float *slopes,
+            int64_t symmetric, float *y, int threads) {
+    const int64_t stride = heads * 3 * d;
+    _Pragma("omp parallel for schedule(dynamic, 8) num_threads(threads) if (threads > 1)")
+    for (int64_t pair = 0; pair < sequences * heads; pair++) {
+        const int64_t z = pair / heads, head = pair % heads, first = starts[z], length = starts[z + 1] - first;
+        const int64_t width = (length + 15) / 16 * 16;
+        const float *base = qkv + first * stride + head * 3 * d;
+        float *out = y + first * heads * d + head * d;
+        if (length == 0) continue;
+        if (d == 64)
+            attend_head(base, stride, length, width, 64, slopes[head], symmetric, out, heads * d);
+        else if (d == 32)
+            attend_head(base, stride, length, width, 32, slopes[head], symmetric, out, heads * d);
+        else
+            attend_head(base, stride, length, width, d, slopes[head], symmetric, out, heads * d);
     }
 }
