@@ -2,7 +2,7 @@
 
 `assets/bloom-mini/` is a BLOOM base in 8 bits throughout; `assets/lacos-bloom/` is the adapter trained on it, with the
 settings that make a sentence-transformers directory of the two. On disk they are *packed*: the embedding table lies in
-int8 with one scale a row, where stock transformers wants 16 bits, and the adapter's directory holds no second base.
+int8 with one scale a row, where stock transformers wants floats, and the adapter's directory holds no second base.
 `unpack` writes what stock sentence-transformers loads; `embedded_directory` does so once, into a cache:
 
     $LACOS_CACHE, else $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS), %LOCALAPPDATA% (Windows)
@@ -12,7 +12,7 @@ The hash names the assets' content, so a new release never reads an old cache. A
 and complete, also where several processes unpack at once.
 
 Packed bytes and unpacked model are the same weights: the scales of the table fit into bf16, and a table of
-`row * scale / 127` in fp16 quantises back to the very bytes (see `quantization.quantize_table`).
+`row * scale / 127` in fp16 or fp32 quantises back to the very bytes (see `quantization.quantize_table`).
 """
 
 from __future__ import annotations
@@ -150,12 +150,16 @@ def unpack(name: str, directory: str | Path) -> None:
 def _write(name: str, directory: Path) -> None:
     packed = load_file(ASSETS / "bloom-mini" / "model.safetensors")
     scale = packed.pop(f"{_TABLE}.SCB").float()
-    packed[f"{_TABLE}.weight"] = (packed[f"{_TABLE}.weight"] * (scale / 127)[:, None]).half()
-    save_file(packed, directory / "model.safetensors", metadata={"format": "pt"})
+    packed[f"{_TABLE}.weight"] = packed[f"{_TABLE}.weight"] * (scale / 127)[:, None]
+    # transformers computes in the dtype it finds, and no CPU computes well in fp16.
+    unpacked = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in packed.items()}
+    save_file(unpacked, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
     for file in (ASSETS / "bloom-mini").iterdir():
         if file.name != "model.safetensors":
             shutil.copyfile(file, directory / file.name)
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
+    (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if name != "bloom-mini":  # over the base: the sentence-transformers settings and the adapter
         shutil.copytree(ASSETS / name, directory, dirs_exist_ok=True)
 
