@@ -115,6 +115,38 @@ def pack(directory: str | Path, output: str | Path) -> None:
     (target / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner reads
 
 
+def pack_adapter(directory: str | Path, output: str | Path) -> None:
+    """Write what a saved LACoS model has beyond the embedded base: adapter and sentence-transformers settings.
+
+    Args:
+        directory: A self-contained model that was trained on the embedded "bloom-mini" with its own template.
+        output: Directory to write; an old one is replaced.
+
+    Raises:
+        LacosError: The model has another base or another template.
+    """
+    source, target = Path(directory), Path(output)
+    record = json.loads((source / "lacos.json").read_text(encoding="utf-8"))
+    base = load_file(ASSETS / "bloom-mini" / "model.safetensors")
+    weights = load_file(source / "model.safetensors")
+    key = "h.0.self_attention.query_key_value.weight"
+    if record["template"] != "{text}</s>" or key not in weights or not torch.equal(weights[key], base[key]):
+        raise LacosError(
+            f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its template '{{text}}</s>': train it "
+            "again, or unpack the base that it belongs to."
+        )
+    record["base"] = {"name": "bloom-mini", "revision": None}
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target)
+    for file in ("model.safetensors", *_SHARED):  # the base's own, which `unpack` puts there
+        (target / file).unlink()
+    (target / "lacos.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    settings = target / "adapter" / "adapter_config.json"
+    adapter = json.loads(settings.read_text(encoding="utf-8")) | {"base_model_name_or_path": "bloom-mini"}
+    settings.write_text(json.dumps(adapter, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (target / "adapter" / "adapter_model.safetensors").chmod(0o644)
+
+
 def unpack(name: str, directory: str | Path) -> None:
     """Write an embedded model as a directory that stock sentence-transformers or transformers loads.
 

@@ -8,11 +8,14 @@ import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, BloomConfig, BloomModel
 
 from lacos_st import embedded
 from lacos_st.config import LacosError
+from lacos_st.model import LacosSentenceTransformer
 from lacos_st.quantization import quantize_table
 
 
@@ -119,10 +122,10 @@ def test_many_processes_unpack_at_once_and_agree(tmp_path):
     environment = {**os.environ, "LACOS_CACHE": str(tmp_path)}
     workers = [
         subprocess.Popen([sys.executable, "-c", UNPACK], env=environment, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        for _ in range(2)
     ]
     directories = {worker.communicate(timeout=200)[0].strip() for worker in workers}
-    assert [worker.returncode for worker in workers] == [0, 0, 0]
+    assert [worker.returncode for worker in workers] == [0, 0]
     (directory,) = directories
     assert (embedded.Path(directory) / "model.safetensors").is_file()
     assert [path for path in tmp_path.rglob("*") if path.name.startswith(".")] == []
@@ -164,3 +167,31 @@ def test_no_held_out_anchor_is_trained_on_and_no_sts_sentence_is_in_the_samples(
 def test_an_unknown_sample_names_the_known_ones():
     with pytest.raises(LacosError, match="nli-train, nli-dev, sts17"):
         embedded.sample_path("nli-test")
+
+
+def test_stock_sentence_transformers_loads_the_unpacked_model(tmp_path):
+    embedded.unpack("lacos-bloom", tmp_path / "model")
+    stock = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    ours = LacosSentenceTransformer(str(tmp_path / "model"), device="cpu")
+    texts = ["A man plays a guitar.", "Um homem toca violão.", "股市下跌。"]
+    a, b = stock.encode(texts, normalize_embeddings=True), ours.encode(texts, normalize_embeddings=True)
+    assert (a * b).sum(1).min() >= 0.999
+    assert ours.transformer.adapter_names == ["default"]
+    with_adapter = ours.encode(texts)
+    for layer in ours.modules():
+        if isinstance(layer, LoraLayer):
+            layer.enable_adapters(False)
+    assert abs(ours.encode(texts) - with_adapter).max() > 0.01  # the adapter does something
+
+
+def test_pack_adapter_refuses_another_base(tmp_path):
+    embedded.unpack("lacos-bloom", tmp_path / "model")
+    embedded.pack_adapter(tmp_path / "model", tmp_path / "same")
+    packed = {p.relative_to(tmp_path / "same").as_posix(): p.read_bytes() for p in (tmp_path / "same").rglob("*.json")}
+    for name, content in packed.items():
+        assert json.loads(content) == json.loads((embedded.ASSETS / "lacos-bloom" / name).read_bytes()), name
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["h.0.self_attention.query_key_value.weight"] += 1
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    with pytest.raises(LacosError, match="not trained on the embedded"):
+        embedded.pack_adapter(tmp_path / "model", tmp_path / "other")
