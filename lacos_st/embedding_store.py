@@ -203,6 +203,6 @@ def check_space(output: Path, partial: PartialFile, precision: str) -> None:
     free = shutil.disk_usage(output.absolute().parent).free
     if needed > free:
         raise LacosError(
-            f"{output} needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there. Free some, choose another "
-            "place, or use truncate_dim or precision='ubinary'."
+            f"{output} needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there. Free some, choose "
+            "another place, or use truncate_dim or precision='ubinary'."
         )

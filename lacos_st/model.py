@@ -216,9 +216,9 @@ class LacosSentenceTransformer(SentenceTransformer):
             if stage is not None:
                 shutil.rmtree(stage, ignore_errors=True)
 
-    def save_pretrained(self, path: str, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> None:
+    def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
         """Save the model; see `save`."""
-        self.save(path, *args, self_contained=self_contained, **kwargs)
+        self.save(path, *args, **kwargs)
 
     def _name_stock_classes(self, stage: Path) -> None:
         """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""

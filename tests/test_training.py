@@ -32,6 +32,12 @@ def triplets(tmp_path_factory):
     return path
 
 
+@pytest.fixture(autouse=True)
+def _without_scores(monkeypatch):
+    """Scores before and after take most of a short run's time; `undisturbed` (module scope) has the real ones."""
+    monkeypatch.setattr("lacos_st.training.sts_sample", lambda model: {})
+
+
 def config_for(base, data, output, **options):
     defaults = {
         "base": str(base),
@@ -39,7 +45,7 @@ def config_for(base, data, output, **options):
         "output": str(output),
         "batch_size": 8,
         "gradient_accumulation_steps": 2,
-        "epochs": 2,
+        "epochs": 1,
         "eval_steps": 2,
         "logging_steps": 1,
         "lora_rank": 4,
@@ -72,6 +78,8 @@ def test_trains_saves_and_cleans_up(undisturbed):
     losses = [entry["loss"] for entry in record["log"] if "loss" in entry]
     assert sum(losses[-2:]) < sum(losses[:2])
     assert record["best_step"] in range(2, record["steps"] + 1, 2)
+    assert set(record["scores_before"]) == set(record["scores_after"]) == {"en-en", "es-es", "es-en", "en-ar"}
+    assert record["scores_before"] != record["scores_after"]
     assert not Path(f"{undisturbed}.run").exists()
     assert not [path for path in undisturbed.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     model = LacosSentenceTransformer(undisturbed)
