@@ -132,6 +132,19 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add_argument("train", nargs="+", metavar="TRAIN")
     overlap.add_argument("--data-dir", help="evaluation files; default: the embedded STS sample")
 
+    memory = add("memory", _memory, "predict the peak memory of a run, before it runs")
+    memory.add_argument("base", help="a BLOOM checkpoint, for example bigscience/bloom-7b1; nothing is downloaded")
+    memory.add_argument("--encode", dest="training", action="store_false", help="encoding instead of training")
+    memory.add_argument("--batch-size", type=int, default=64, help="rows in a batch")
+    memory.add_argument("--length", type=int, default=32, help="mean tokens of a text")
+    memory.add_argument("--texts", type=int, default=2, help="texts in a row: 2 for pairs, 3 for triplets")
+    memory.add_argument("--rank", type=int, default=16, help="LoRA's rank")
+    memory.add_argument("--targets", nargs="+", default=["query_key_value"], help="layers with an adapter")
+    memory.add_argument("--optimizer", default="adamw_8bit", choices=["adamw_8bit", "paged_adamw_8bit", "adamw_torch"])
+    memory.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
+    memory.add_argument("--quantization", default="int8", choices=["int8", "none"])
+    memory.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where it would run")
+
     merge = add("merge", _merge, "fold the adapter into the base (in float, then 8 bits again)")
     merge.add_argument("model")
     merge.add_argument("output", metavar="OUT")
@@ -236,6 +249,17 @@ def _check_overlap(arguments: argparse.Namespace) -> None:
     from lacos_st.overlap import check_overlap
 
     print(check_overlap(arguments.train, arguments.data_dir, progress=True))
+
+
+def _memory(arguments: argparse.Namespace) -> None:
+    from lacos_st.memory import base_config, predict
+
+    names = (
+        "training", "batch_size", "length", "texts", "rank", "optimizer", "gradient_checkpointing", "quantization",
+        "device",
+    )  # fmt: skip
+    options = {name: getattr(arguments, name) for name in names}
+    print(predict(base_config(arguments.base), targets=tuple(arguments.targets), **options).table())
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -74,6 +74,9 @@ class LacosConfig:
     mask_margin: float | None = _option(None, "mask candidates that score above the positive by this much")
     symmetric_loss: bool = _option(False, "contrast positives against anchors as well")
     mini_batch_size: int | None = _option(None, "gradient caching: embed so many texts at a time, for large batches")
+    auto_batch_size: bool = _option(
+        False, "choose the mini-batch by the memory that is free, and halve it where it does not suffice"
+    )
     # -- optimisation
     epochs: float = _option(1.0, "passes over the data")
     max_steps: int | None = _option(None, "stop after so many optimiser steps, whatever the epochs")

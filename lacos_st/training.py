@@ -15,43 +15,39 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import signal
 import sys
-import threading
 import time
 import warnings
-import zipfile
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from safetensors import safe_open
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
+from lacos_st.checkpoints import latest_checkpoint
 from lacos_st.config import LacosConfig, LacosError
 from lacos_st.data import load_training_data
 from lacos_st.files import locked, write_json
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
+from lacos_st.memory import auto_batch_size, base_config
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
+from lacos_st.progress import Progress, checkpoint_on_interrupt
 from lacos_st.quantization import default_compute_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from datasets import Dataset
     from sentence_transformers.base.evaluation import BaseEvaluator
 
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
 _HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
-# Settings that may change between a run and its continuation without changing what is learnt.
 _STS = Path(__file__).parent / "assets" / "sts"
+# Settings that may change between a run and its continuation without changing what is learnt.
 _FREE = {"output", "overwrite", "report_to", "logging_steps"}
 
 
@@ -86,62 +82,124 @@ def train(
         raise LacosError(f"The output {str(output)!r} cannot be made: {error.strerror}. Choose another.") from error
     with locked(run):
         checkpoint = _prepare(config, output, run)
-        train_data, eval_data = _build_data(config)
-        set_seed(config.seed)
-        model = _build_model(config)
-        # Without examples for the Hub's widget ST would embed some of the data to find them.
-        model.model_card_data.widget = _widget(eval_data)
-        arguments = _arguments(config, run, len(train_data), evaluator)
-        trainer = SentenceTransformerTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_data,
-            eval_dataset=eval_data,
-            loss=build_loss(config, model),
-            evaluator=evaluator,
-            callbacks=list(callbacks or []),
-        )
-        trainer.remove_callback(PrinterCallback)
-        if trainer.pop_callback(ProgressCallback) is not None:
-            trainer.add_callback(_Progress(config.batch_size * config.gradient_accumulation_steps))
-        if config.early_stopping_patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
-        before = sts_sample(model)
-        started = time.time()
-        with _checkpoint_on_interrupt(trainer) as interrupted:
+        data = _build_data(config)
+        mini_batch = config.mini_batch_size or _mini_batch_that_fits(config, data[0])
+        while True:
             try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            except (OSError, RuntimeError) as error:
-                if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
-                    raise LacosError(
-                        f"Writing a checkpoint to {str(run)!r} failed ({str(error).splitlines()[0]}). Free space or "
-                        "mend the directory, and run again: training goes on from the last complete checkpoint."
-                    ) from error
-                raise
-        if interrupted.is_set():
-            raise TrainingInterrupted(
-                f"Stopped at step {trainer.state.global_step}; a checkpoint is in {str(run)!r}. "
-                "Run the same command again to go on."
-            )
-        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
-        model.eval()
-        model.training_record = {
-            "recipe": config.to_dict(),
-            "steps": trainer.state.global_step,
-            "best_step": trainer.state.best_global_step,
-            "best_metric": trainer.state.best_metric,
-            "rows": len(train_data),
-            "seconds": round(time.time() - started),
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "device": _device_name(model.device),
-            "peak_bytes": _peak_bytes(model.device),
-            "scores_before": before,
-            "scores_after": sts_sample(model),
-        }
+                model, trainer = _fit(config, run, checkpoint, data, mini_batch, evaluator, callbacks)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                mini_batch = _smaller(config, mini_batch, error)
+                checkpoint = latest_checkpoint(run / "checkpoints")
         model.save_pretrained(str(output))
-        write_json(output / "training.json", {**model.training_record, "log": trainer.state.log_history})
+        write_json(output / "training.json", {**(model.training_record or {}), "log": trainer.state.log_history})
         shutil.rmtree(run)
     return model
+
+
+def _fit(
+    config: LacosConfig,
+    run: Path,
+    checkpoint: Path | None,
+    data: tuple[Dataset, Dataset],
+    mini_batch: int | None,
+    evaluator: BaseEvaluator | None,
+    callbacks: list[TrainerCallback] | None,
+) -> tuple[LacosSentenceTransformer, SentenceTransformerTrainer]:
+    """One attempt, from the seed or a checkpoint to the best step."""
+    set_seed(config.seed)
+    model = _build_model(config)
+    # Without examples for the Hub's widget ST would embed some of the data to find them.
+    model.model_card_data.widget = _widget(data[1])
+    trainer = SentenceTransformerTrainer(
+        model=model,
+        args=_arguments(config, run, len(data[0]), evaluator),
+        train_dataset=data[0],
+        eval_dataset=data[1],
+        loss=build_loss(config, model, mini_batch),
+        evaluator=evaluator,
+        callbacks=list(callbacks or []),
+    )
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(Progress(config.batch_size * config.gradient_accumulation_steps))
+    if config.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    before = sts_sample(model)
+    started = time.time()
+    with checkpoint_on_interrupt(trainer) as interrupted:
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
+                raise LacosError(
+                    f"Writing a checkpoint to {str(run)!r} failed ({str(error).splitlines()[0]}). Free space or "
+                    "mend the directory, and run again: training goes on from the last complete checkpoint."
+                ) from error
+            raise
+    if interrupted.is_set():
+        raise TrainingInterrupted(
+            f"Stopped at step {trainer.state.global_step}; a checkpoint is in {str(run)!r}. "
+            "Run the same command again to go on."
+        )
+    trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
+    model.eval()
+    model.training_record = {
+        "recipe": config.to_dict(),
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "best_metric": trainer.state.best_metric,
+        "rows": len(data[0]),
+        "mini_batch_size": mini_batch,
+        "seconds": round(time.time() - started),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": _device_name(model.device),
+        "peak_bytes": _peak_bytes(model.device),
+        "scores_before": before,
+        "scores_after": sts_sample(model),
+    }
+    return model, trainer
+
+
+def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
+    """With `auto_batch_size`: texts to embed at a time so that a step fits; None where the whole batch does."""
+    if not config.auto_batch_size:
+        return None
+    rows = auto_batch_size(
+        base_config(config.base),
+        largest=config.batch_size,
+        device="cuda" if torch.cuda.is_available() else "cpu",
+        length=config.max_seq_length,
+        texts=len(data.column_names),
+        rank=config.lora_rank,
+        targets=tuple(config.lora_targets),
+        dropout=config.lora_dropout,
+        optimizer=config.optimizer,
+        gradient_checkpointing=config.gradient_checkpointing,
+        quantization=config.quantization,
+        compute_form=config.training_form,
+    )
+    return None if 2 * rows > config.batch_size else rows
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
+def _smaller(config: LacosConfig, mini_batch: int | None, error: BaseException) -> int:
+    """Half the texts at a time; gradient caching keeps the batch, and so what is learnt, the same."""
+    now = mini_batch or config.batch_size
+    if not config.auto_batch_size or now == 1:
+        raise LacosError(
+            f"The memory does not hold {now} rows of up to {config.max_seq_length} tokens at a time. Set "
+            "auto_batch_size (--auto-batch-size), a mini_batch_size, gradient_checkpointing or a smaller "
+            "max_seq_length. What was trained so far is kept; run again to go on."
+        ) from error
+    warnings.warn(f"Out of memory: going on with {now // 2} rows at a time instead of {now}.", stacklevel=3)
+    torch.cuda.empty_cache()
+    return now // 2
 
 
 def sts_sample(model: SentenceTransformer) -> dict[str, float]:
@@ -163,15 +221,16 @@ def sts_sample(model: SentenceTransformer) -> dict[str, float]:
     return scores
 
 
-def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn.Module:
+def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:
     """The contrastive objective that a recipe describes.
 
     Args:
         config: The recipe.
         model: The model to train.
+        mini_batch: Rows to embed at a time. Default: all of a batch.
 
     Returns:
-        A plain loss, or its cached twin where `mini_batch_size` is set.
+        A plain loss, or its cached twin for mini-batches.
     """
     options: dict[str, Any] = {
         "scale": config.scale,
@@ -180,50 +239,9 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer) -> torch.nn
     }
     if config.symmetric_loss:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-    if config.mini_batch_size is not None:
-        return CachedMaskedMultipleNegativesRankingLoss(model, mini_batch_size=config.mini_batch_size, **options)
+    if mini_batch is not None:
+        return CachedMaskedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch, **options)
     return MaskedMultipleNegativesRankingLoss(model, **options)
-
-
-def latest_checkpoint(directory: Path) -> Path | None:
-    """Find the newest checkpoint from which training can go on exactly.
-
-    Complete means: adapter, optimiser, scheduler and random state are readable, and the Trainer's own state, which
-    is written last, is there. Incomplete ones are skipped with a warning.
-
-    Args:
-        directory: Where `checkpoint-<step>` directories lie.
-
-    Returns:
-        Its path, or None.
-    """
-    found = [path for path in directory.glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    for path in sorted(found, key=lambda path: int(path.name.split("-")[-1]), reverse=True):
-        problem = _incomplete(path)
-        if problem is None:
-            return path
-        warnings.warn(f"Skipping the incomplete checkpoint {str(path)!r}: {problem}.", stacklevel=2)
-    return None
-
-
-def _incomplete(path: Path) -> str | None:
-    """What keeps a checkpoint from being resumed, or None."""
-    try:
-        json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        with safe_open(str(path / "adapter_model.safetensors"), framework="pt") as tensors:
-            if not list(tensors.keys()):
-                return "its adapter is empty"
-        for name in ("optimizer.pt", "scheduler.pt"):
-            with zipfile.ZipFile(path / name) as archive:
-                if archive.testzip() is not None:
-                    return f"{name} is damaged"
-        if not list(path.glob("rng_state*.pth")):
-            return "its random state is missing"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except Exception as error:  # safetensors raises a private type for a torn file
-        return f"it cannot be read ({error})"
-    return None
 
 
 def _prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
@@ -351,64 +369,6 @@ def _arguments(
         report_to=config.report_to or "none",
         dataloader_pin_memory=not on_cpu,
     )
-
-
-class _Progress(TrainerCallback):
-    """A progress bar with loss and pairs per second."""
-
-    def __init__(self, pairs_per_step: int) -> None:
-        self.pairs_per_step = pairs_per_step
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm.auto import tqdm
-
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
-        self.started, self.first = time.time(), state.global_step
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            speed = (state.global_step - self.first) * self.pairs_per_step / max(time.time() - self.started, 1e-9)
-            logs["pairs_per_second"] = round(speed, 1)
-            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "pairs/s": f"{speed:.1f}"})
-        elif logs and "eval_loss" in logs:
-            self.bar.write(f"step {state.global_step}: held-out loss {float(logs['eval_loss']):.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
-
-
-class _StopAndSave(TrainerCallback):
-    def __init__(self, interrupted: threading.Event) -> None:
-        self.interrupted = interrupted
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupted.is_set():
-            control.should_save = control.should_training_stop = True
-
-
-@contextmanager
-def _checkpoint_on_interrupt(trainer: SentenceTransformerTrainer) -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a checkpoint and an orderly stop; a second one stops at once."""
-    interrupted = threading.Event()
-    trainer.add_callback(_StopAndSave(interrupted))
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def handle(*_: Any) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        print("\nInterrupted: writing a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
-        interrupted.set()
-
-    previous = signal.signal(signal.SIGINT, handle)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _peak_bytes(device: torch.device) -> int:

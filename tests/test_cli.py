@@ -65,6 +65,13 @@ def test_similarity(capsys, saved):
     assert rows[0][1] == rows[1][0]
 
 
+def test_memory_needs_no_download(capsys):
+    code, out, _ = run(capsys, "memory", "bigscience/bloom-7b1", "--device", "cpu", "--rank", 8)
+    assert code == 0
+    assert 7 < float(re.search(r"weights +([0-9.]+) GB", out)[1]) < 8
+    assert run(capsys, "memory", "./nowhere")[0] == 2
+
+
 def test_merge_and_info(capsys, saved, tmp_path):
     code, out, _ = run(capsys, "info", saved)
     assert code == 0

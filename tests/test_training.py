@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lacos_st.checkpoints import latest_checkpoint
 from lacos_st.config import LacosConfig, LacosError
 from lacos_st.files import locked
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.training import TrainingInterrupted, latest_checkpoint, train
+from lacos_st.training import TrainingInterrupted, train
 
 WORDS = [
     f"{colour} {thing}" for colour in ("red", "old", "small", "quiet") for thing in ("man", "dog", "house", "river")
@@ -285,3 +286,33 @@ def test_a_full_disk_says_what_to_do(tiny_bloom, triplets, tmp_path, monkeypatch
     with pytest.raises(LacosError, match="training goes on from the last complete checkpoint"):
         train(config)
     assert not (tmp_path / "model").exists()
+
+
+def test_out_of_memory_halves_the_mini_batch_and_learns_the_same(tiny_bloom, triplets, tmp_path, monkeypatch):
+    from lacos_st import training
+
+    real, tried = training.build_loss, []
+
+    def too_large(config, model, mini_batch=None):
+        tried.append(mini_batch)
+        loss = real(config, model, mini_batch)
+        if mini_batch is None or mini_batch > 2:
+
+            def fail(*args):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            loss.forward = fail
+        return loss
+
+    monkeypatch.setattr(training, "build_loss", too_large)
+    options = {"max_steps": 1, "lora_dropout": 0.0}
+    with pytest.warns(UserWarning, match="going on with 2 rows"):
+        train(config_for(tiny_bloom, triplets, tmp_path / "auto", auto_batch_size=True, **options))
+    assert tried == [None, 4, 2]
+    with pytest.raises(LacosError, match="--auto-batch-size"):
+        train(config_for(tiny_bloom, triplets, tmp_path / "fixed", **options))
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "sts_sample", lambda model: {})
+    train(config_for(tiny_bloom, triplets, tmp_path / "whole", **options))
+    for key, value in adapter(tmp_path / "whole").items():
+        torch.testing.assert_close(adapter(tmp_path / "auto")[key], value, atol=2e-2, rtol=0)

@@ -1,0 +1,71 @@
+"""Callbacks around the Trainer: a progress bar that says what matters, and Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sentence_transformers import SentenceTransformerTrainer
+from transformers import TrainerCallback
+
+
+class Progress(TrainerCallback):
+    """A progress bar with loss and pairs per second."""
+
+    def __init__(self, pairs_per_step: int) -> None:
+        self.pairs_per_step = pairs_per_step
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        from tqdm.auto import tqdm
+
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self.started, self.first = time.time(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            speed = (state.global_step - self.first) * self.pairs_per_step / max(time.time() - self.started, 1e-9)
+            logs["pairs_per_second"] = round(speed, 1)
+            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "pairs/s": f"{speed:.1f}"})
+        elif logs and "eval_loss" in logs:
+            self.bar.write(f"step {state.global_step}: held-out loss {float(logs['eval_loss']):.4f}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.close()
+
+
+class _StopAndSave(TrainerCallback):
+    def __init__(self, interrupted: threading.Event) -> None:
+        self.interrupted = interrupted
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.interrupted.is_set():
+            control.should_save = control.should_training_stop = True
+
+
+@contextmanager
+def checkpoint_on_interrupt(trainer: SentenceTransformerTrainer) -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a checkpoint and an orderly stop; a second one stops at once."""
+    interrupted = threading.Event()
+    trainer.add_callback(_StopAndSave(interrupted))
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def handle(*_: Any) -> None:
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        print("\nInterrupted: writing a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
+        interrupted.set()
+
+    previous = signal.signal(signal.SIGINT, handle)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous)
