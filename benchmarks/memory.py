@@ -16,7 +16,7 @@ import torch
 from common import BUILDERS, build, checkpoint, machine, mean_pool, report
 from peft import LoraConfig
 
-from lacos_st.memory import predict, reset_peak, resident_bytes
+from lacos_st.memory import give_memory_back, predict, reset_peak, resident_bytes
 
 FULL_VOCAB = 250880
 LOADED = ["stock fp32", "stock bf16", "stock int8 bf16", "ours auto"]
@@ -51,6 +51,7 @@ def child(arguments: argparse.Namespace) -> None:
             model.train()
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
+                give_memory_back()
             trained = [p for p in model.parameters() if p.requires_grad]
             optimizer = torch.optim.AdamW(trained)
         reset_peak()

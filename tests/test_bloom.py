@@ -350,3 +350,16 @@ def test_auto_avoids_w8a8_where_channels_stick_out(int8_model):
     assert (layer.compute_form, layer.training_form) == ("w8a16", "w8a16")
     accelerate_(model, "w8a8", "bnb")
     assert (layer.compute_form, layer.training_form) == ("w8a8", "bnb")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["w8a8", "w8a16"])
+def test_compiles_with_dynamic_shapes(int8_model, form):
+    model = accelerate_(int8_model(), form)
+    compiled = torch.compile(model, dynamic=True)
+    with torch.no_grad():
+        for lengths in ([5, 9, 9], [12, 3], [31]):
+            ids, mask = batch(lengths)
+            expected = model(ids, attention_mask=mask).last_hidden_state[mask.bool()]
+            found = compiled(ids, attention_mask=mask).last_hidden_state[mask.bool()]
+            assert torch.cosine_similarity(found, expected, dim=-1).min() > 0.9999

@@ -1,0 +1,121 @@
+"""The prediction follows what is really stored, and scales as the causes do."""
+
+import subprocess
+import sys
+from functools import partial
+
+import pytest
+import torch
+from transformers import BloomConfig
+
+from lacos_st import memory
+from lacos_st.config import LacosError
+from lacos_st.memory import auto_batch_size, predict, reset_peak, resident_bytes
+
+SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_weights_are_what_a_model_holds(quantization):
+    from lacos_st.bloom import LacosBloomModel
+    from lacos_st.quantization import LacosLinear8bit, convert_linear_, quantize_embedding_
+
+    config = BloomConfig(vocab_size=500, hidden_size=64, n_layer=2, n_head=4)
+    model = LacosBloomModel(config)
+    if quantization == "int8":
+        import bitsandbytes as bnb
+
+        for block in model.h:
+            for parent, name in [
+                (block.self_attention, "query_key_value"),
+                (block.self_attention, "dense"),
+                (block.mlp, "dense_h_to_4h"),
+                (block.mlp, "dense_4h_to_h"),
+            ]:
+                old = getattr(parent, name)
+                new = bnb.nn.Linear8bitLt(old.in_features, old.out_features, has_fp16_weights=False)
+                new.weight.data = old.weight.data
+                setattr(parent, name, new.to("cpu"))
+        quantize_embedding_(model)
+        convert_linear_(model)
+        assert sum(isinstance(layer, LacosLinear8bit) for layer in model.modules()) == 8
+    held = [*model.parameters(), *model.buffers()]
+    held += [tensor.SCB for tensor in held if getattr(tensor, "SCB", None) is not None]
+    expected = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    estimate = predict(config, quantization=quantization, dtype=torch.float32, training=False)
+    assert estimate.weights == expected
+
+
+def test_adapter_counts_parameters_gradients_and_moments():
+    entries = 24 * 16 * (1024 + 3072)
+    assert predict(SMALL, optimizer="adamw").adapter == entries * 16
+    assert predict(SMALL, optimizer="adamw_8bit").adapter == entries * 10
+    assert predict(SMALL, rank=2, optimizer="adamw_8bit").adapter == 24 * 2 * (1024 * 16 + 3072 * 10)
+
+
+def test_what_costs_more_is_predicted_to_cost_more():
+    base = predict(SMALL, batch_size=64, length=64)
+    gpu = partial(predict, SMALL, device="cuda", dtype=torch.bfloat16)
+    assert gpu(batch_size=128, length=64).activations == 2 * gpu(batch_size=64, length=64).activations
+    assert gpu(batch_size=64, length=128).activations == 2 * gpu(batch_size=64, length=64).activations
+    assert predict(SMALL, batch_size=64, length=64, gradient_checkpointing=True).total < base.total
+    assert predict(SMALL, batch_size=64, length=64, training=False).total < base.total
+    assert predict(SMALL, batch_size=64, length=64, quantization="none").total > base.total
+
+
+def test_weights_in_8_bits_are_about_half_of_16():
+    for hidden, layers in ((1024, 24), (4096, 30)):  # 560m and 7b1
+        config = BloomConfig(vocab_size=250880, hidden_size=hidden, n_layer=layers, n_head=16)
+        int8 = predict(config, training=False, dtype=torch.bfloat16).weights
+        half = predict(config, training=False, dtype=torch.bfloat16, quantization="none").weights
+        assert int8 / half < 0.52
+
+
+def test_batch_size_fills_the_budget():
+    budget = 4e9
+    size = auto_batch_size(SMALL, available=budget, length=64)
+    assert predict(SMALL, batch_size=size, length=64).total <= budget
+    assert predict(SMALL, batch_size=2 * size, length=64).total > budget
+    assert auto_batch_size(SMALL, available=1e15, largest=100) == 64
+    with pytest.raises(LacosError, match=r"0\.1 GB are free on cpu"):
+        auto_batch_size(SMALL, available=1e8)
+    assert auto_batch_size(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2)) >= 1
+
+
+def test_errors_name_the_value():
+    with pytest.raises(LacosError, match="batch_size=0"):
+        predict(SMALL, batch_size=0)
+    with pytest.raises(LacosError, match="w_q"):
+        predict(SMALL, targets=("w_q",))
+
+
+def test_table_adds_up():
+    estimate = predict(SMALL)
+    lines = estimate.table().splitlines()
+    numbers = [float(line.split()[-2]) for line in lines]
+    assert lines[-1].startswith("peak")
+    assert sum(numbers[:-1]) == pytest.approx(numbers[-1], abs=0.03)
+
+
+def test_resident_memory_grows_with_what_is_touched():
+    reset_peak()
+    before = resident_bytes()
+    block = torch.ones(20_000_000)
+    assert resident_bytes() - before > 60e6
+    del block
+    assert resident_bytes(peak=True) - before > 60e6
+    assert memory.available_memory() > 0
+
+
+def test_memory_is_given_back():
+    """In a process of its own: the setting is the process's."""
+    code = (
+        "import torch; from lacos_st.memory import give_memory_back, resident_bytes\n"
+        "assert give_memory_back()\n"
+        "before = resident_bytes()\n"
+        "kept = []\n"
+        "for _ in range(20):\n"
+        "    large = torch.ones(2_000_000); kept.append(torch.ones(300_000)); del large\n"
+        "assert resident_bytes() - before < 40e6, resident_bytes() - before\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
