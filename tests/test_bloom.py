@@ -353,9 +353,8 @@ def test_auto_avoids_w8a8_where_channels_stick_out(int8_model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["w8a8", "w8a16"])
-def test_compiles_with_dynamic_shapes(int8_model, form):
-    model = accelerate_(int8_model(), form)
+def test_compiles_with_dynamic_shapes(int8_model):
+    model = accelerate_(int8_model(), "w8a8")
     compiled = torch.compile(model, dynamic=True)
     with torch.no_grad():
         for lengths in ([5, 9, 9], [12, 3], [31]):
