@@ -135,11 +135,18 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
             f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its template '{{text}}</s>': train it "
             "again, or unpack the base that it belongs to."
         )
+    training = json.loads((source / "training.json").read_text(encoding="utf-8"))
+    paths = {record["base"]["name"]: "bloom-mini", training["recipe"]["output"]: "lacos-bloom"}
     record["base"] = {"name": "bloom-mini", "revision": None}
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     for file in ("model.safetensors", *_SHARED):  # the base's own, which `unpack` puts there
         (target / file).unlink()
+    for file in ("README.md", "training.json"):  # they name the directories of the machine that trained it
+        text = (target / file).read_text(encoding="utf-8")
+        for path, name in paths.items():
+            text = text.replace(path, name)
+        (target / file).write_text(text, encoding="utf-8")
     (target / "lacos.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     settings = target / "adapter" / "adapter_config.json"
     adapter = json.loads(settings.read_text(encoding="utf-8")) | {"base_model_name_or_path": "bloom-mini"}

@@ -216,8 +216,10 @@ def sts_sample(model: SentenceTransformer) -> dict[str, float]:
         with gzip.open(_STS / f"sts17.{pair}.test.jsonl.gz", "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         first, second, gold = ([row[key] for row in rows] for key in ("sentence1", "sentence2", "score"))
-        result = EmbeddingSimilarityEvaluator(first, second, gold, main_similarity="cosine", write_csv=False)(model)
-        scores[pair] = 100 * float(result["spearman_cosine"])
+        result = EmbeddingSimilarityEvaluator(
+            first, second, gold, main_similarity="cosine", name=f"sts17-{pair}", write_csv=False
+        )(model)
+        scores[pair] = 100 * float(result[f"sts17-{pair}_spearman_cosine"])
     return scores
 
 

@@ -68,11 +68,18 @@ class Corpus:
         hidden: Size of the targets.
         longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
-        power: A language is drawn in proportion to its sentences to this power.
+        power: A language is drawn in proportion to its sentences to this power,
+        favour: times this factor, where one is given.
     """
 
     def __init__(
-        self, work_dir: Path, hidden: int, longest: int = 48, english: float = 0.5, power: float = 0.5
+        self,
+        work_dir: Path,
+        hidden: int,
+        longest: int = 48,
+        english: float = 0.5,
+        power: float = 0.5,
+        favour: dict[str, float] | None = None,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
         table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english"])
@@ -87,7 +94,11 @@ class Corpus:
         usable = (self.target >= 0) & (np.diff(self.offsets) <= longest)
         self.pools = {str(lang): np.flatnonzero(usable & (langs == lang)) for lang in np.unique(langs)}
         self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 100}
-        size = {lang: len(pool) ** power for lang, pool in self.pools.items() if lang != "en"}
+        size = {
+            lang: len(pool) ** power * (favour or {}).get(lang, 1.0)
+            for lang, pool in self.pools.items()
+            if lang != "en"
+        }
         total = sum(size.values())
         self.share = {"en": english, **{lang: (1 - english) * n / total for lang, n in size.items()}}
 

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
     parser.add_argument("--english", type=float, default=0.5)
+    parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
     parser.add_argument("--cooldown", type=float, default=0.3, help="share of the steps with falling learning rate")
@@ -85,7 +86,8 @@ def main() -> None:
         torch.distributed.init_process_group("gloo")
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
-    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english)
+    favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
+    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, favour=favour)
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state_path = output / "state.pt"
     if state_path.exists():
