@@ -1,6 +1,9 @@
 """Search in four languages: `python examples/search.py [MODEL]`."""
 
+import logging
 import sys
+
+from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosSentenceTransformer
 
@@ -27,4 +30,6 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice on 4-bit kernels, which are not used
+    disable_progress_bar()
     main(sys.argv[1] if len(sys.argv) > 1 else "lacos-bloom")
