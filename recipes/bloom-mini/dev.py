@@ -23,16 +23,19 @@ Pairs = tuple[list[str], list[str], list[float]]  # left, right, gold scores
 
 
 def read(path: Path, limit: int | None = None) -> Pairs:
-    rows = list(jsonl(path))[:limit]
+    """All rows, or `limit` of them spread evenly: the sets are sorted by origin, captions first."""
+    rows = list(jsonl(path))
+    rows = rows[:: max(1, len(rows) // limit)] if limit else rows
     return [r["sentence1"] for r in rows], [r["sentence2"] for r in rows], [float(r["score"]) for r in rows]
 
 
 def tasks(sts: Path, limit: int | None = None, langs: str = "*") -> dict[str, Pairs]:
     """Development sets by name; `langs` is a glob over the languages of STS-B."""
     found = {p.name.split(".")[1]: read(p, limit) for p in sorted(sts.glob(f"stsb.{langs}.dev.jsonl.gz"))}
-    english = read(sts / "stsb.en.dev.jsonl.gz")
-    cross = {f"en-{lang}": (english[0][: len(t[0])], t[1], t[2]) for lang, t in found.items() if lang != "en"}
-    return {**found, "en": english, "sick": read(sts / "sick.en.trial.jsonl.gz"), **cross}
+    path = sts / "stsb.en.dev.jsonl.gz"
+    english = read(path, limit)
+    cross = {f"en-{lang}": (english[0], t[1], t[2]) for lang, t in found.items() if lang != "en"}
+    return {**found, "en": read(path), "sick": read(sts / "sick.en.trial.jsonl.gz"), **cross}
 
 
 @torch.inference_mode()

@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
     parser.add_argument("--english", type=float, default=0.5)
+    parser.add_argument("--lexical", type=float, default=0.0, help="share of the character n-grams in the target")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
@@ -87,7 +88,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
-    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, favour=favour)
+    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, favour=favour, lexical=args.lexical)
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state_path = output / "state.pt"
     if state_path.exists():
@@ -95,7 +96,11 @@ def main() -> None:
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
         with torch.no_grad():
-            model.word_embeddings.weight.copy_(token_vectors(tokenizer, args.work_dir, args.hidden))
+            vectors = token_vectors(tokenizer, args.work_dir, args.hidden)
+            if args.lexical:
+                own = corpus.lexical([tokenizer.decode([i]) for i in range(len(tokenizer))]) * args.hidden**0.5
+                vectors = (1 - args.lexical) ** 0.5 * vectors + args.lexical**0.5 * own
+            model.word_embeddings.weight.copy_(vectors)
     else:
         model = grow(LacosBloomModel.from_pretrained(args.start or args.work_dir / "static"), args.layers)
     table = [model.word_embeddings.weight]
