@@ -156,7 +156,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             config_kwargs={**hub, **(config_kwargs or {})},
             **self._transformer_options,
         )
-        self.model_card_data.base_model = model_name_or_path
+        self.model_card_data.base_model = transformer.base["name"]
         return [transformer, LacosPooling(transformer.get_embedding_dimension(), self._default_pooling)], {}
 
     @classmethod

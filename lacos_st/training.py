@@ -34,7 +34,7 @@ from lacos_st.config import LacosConfig, LacosError
 from lacos_st.data import load_training_data
 from lacos_st.files import locked, write_json
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
-from lacos_st.memory import auto_batch_size, base_config
+from lacos_st.memory import auto_batch_size, base_config, give_memory_back
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
 from lacos_st.progress import Progress, checkpoint_on_interrupt
@@ -109,6 +109,8 @@ def _fit(
     callbacks: list[TrainerCallback] | None,
 ) -> tuple[LacosSentenceTransformer, SentenceTransformerTrainer]:
     """One attempt, from the seed or a checkpoint to the best step."""
+    if config.gradient_checkpointing and not torch.cuda.is_available():
+        give_memory_back()  # else the heap's holes eat most of what checkpointing saves
     set_seed(config.seed)
     model = _build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.

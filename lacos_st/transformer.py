@@ -96,9 +96,9 @@ class LacosTransformer(Transformer):
         self.compute_form = compute_form
         self.training_form = training_form
         self.attention = attention
-        self.base = base or self._describe_base(model_name_or_path)
+        self.base = self._describe_base(model_name_or_path, base)
         self.saved_by_lacos = False
-        self.save_base = not _is_hub_name(self.base["name"])
+        self.save_base = "path" in self.base or not _is_hub_name(self.base["name"])
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         self.template: str = template or stored or END_TEMPLATE
         _apply_template(self.tokenizer, self.template)
@@ -205,10 +205,13 @@ class LacosTransformer(Transformer):
         defaults = kwargs.pop("init_defaults", None) or {}
         return super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
 
-    def _describe_base(self, model_name_or_path: str) -> dict[str, str | None]:
-        if Path(model_name_or_path).is_dir():
-            return {"name": str(Path(model_name_or_path).resolve()), "revision": None}
-        return {"name": model_name_or_path, "revision": getattr(self.config, "_commit_hash", None)}
+    def _describe_base(self, source: str, recorded: dict[str, str | None] | None) -> dict[str, str | None]:
+        """Name and revision of the base and, for a local one, where it lies: only checkpoints write that down."""
+        if Path(source).is_dir():
+            origin = recorded or {"name": Path(source).resolve().name, "revision": None}
+            has_weights = any(Path(source).glob("model*.safetensors*")) or any(Path(source).glob("pytorch_model*"))
+            return {"path": str(Path(source).resolve()), **origin} if has_weights else origin
+        return recorded or {"name": source, "revision": getattr(self.config, "_commit_hash", None)}
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
@@ -356,7 +359,7 @@ class LacosTransformer(Transformer):
             "attention": self.attention,
             "template": self.template,
             "adapters": names,
-            "base": self.base,
+            "base": {key: value for key, value in self.base.items() if key != "path" or not self.save_base},
         }
         (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -374,7 +377,9 @@ class LacosTransformer(Transformer):
         folder.mkdir(parents=True, exist_ok=True)
         config = deepcopy(self.model.peft_config[name])
         config.inference_mode = True
-        config.base_model_name_or_path = self.base["name"]
+        config.base_model_name_or_path = (
+            self.base["name"] if self.save_base else self.base.get("path") or self.base["name"]
+        )
         config.revision = self.base["revision"]
         config.save_pretrained(str(folder))
         state = self.model.get_adapter_state_dict(name)

@@ -53,6 +53,16 @@ def test_only_safetensors_are_written(tiny_model, tmp_path):
     assert not (tmp_path / "pickle").exists()
 
 
+def test_no_path_of_this_machine_is_saved(tiny_model, tiny_bloom, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    LacosSentenceTransformer(tmp_path / "model").save_pretrained(str(tmp_path / "again"))
+    for directory in ("model", "again"):
+        for file, content in tree(tmp_path / directory).items():
+            assert str(tiny_bloom.parent).encode() not in content, file
+            assert str(tmp_path).encode() not in content, file
+        assert json.loads((tmp_path / directory / "lacos.json").read_text())["base"]["name"] == tiny_bloom.name
+
+
 def test_a_base_on_the_hub_is_referred_to(tiny_model, tiny_bloom, tmp_path):
     tiny_model[0].base, tiny_model[0].save_base = {"name": "bigscience/bloom-560m", "revision": "abc"}, False
     randomise(tiny_model).save_pretrained(str(tmp_path / "model"))
