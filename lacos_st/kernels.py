@@ -49,6 +49,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
     "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _POINTER],
 }
+_DTYPES = (torch.float32, torch.int8, torch.int32, torch.int64)
 # Below this many elements one thread is done before a second has started.
 _PARALLEL_FROM = 1 << 14
 
@@ -89,16 +90,22 @@ def library() -> ctypes.CDLL | None:
 
 
 def usable(x: Tensor) -> bool:
-    """Whether the kernels serve for these activations: fp32 on a CPU, outside of torch.compile."""
+    """Whether the kernels serve for these activations: fp32 on a CPU, outside of autocast and torch.compile."""
     return (
         x.dtype == torch.float32
         and x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")  # a LoRA update would come in 16 bits
         and not torch.compiler.is_compiling()
         and library() is not None
     )
 
 
 def _call(name: str, elements: int, *arguments: "Tensor | int | float | None") -> None:
+    for a in arguments:  # C sees pointers only
+        if isinstance(a, Tensor) and (not a.is_contiguous() or a.dtype not in _DTYPES):
+            raise TypeError(
+                f"{name} takes contiguous float32, int8 and int32 tensors, not {a.dtype} {tuple(a.stride())}."
+            )
     threads = torch.get_num_threads() if elements >= _PARALLEL_FROM else 1
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library(), name)(*values, threads)

@@ -155,3 +155,22 @@ def test_attend(symmetric, dim):
             scores = scores.masked_fill(distance > 0, float("-inf"))
         expected = (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, heads * dim)
         torch.testing.assert_close(y[first : first + length].double(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_other_dtypes_and_strides_never_reach_c():
+    x = torch.randn(4, 64)
+    for bad in (x.bfloat16(), x.double(), torch.randn(64, 4).t()):
+        with pytest.raises(TypeError, match="contiguous float32"):
+            kernels.quantize(bad)
+
+
+def test_encoding_under_autocast_is_finite_and_close(tiny_model):
+    for key, parameter in tiny_model.named_parameters():
+        if "lora_B" in key:
+            torch.nn.init.normal_(parameter, std=0.1)
+    features = tiny_model.eval().preprocess(["a man plays", "dogs run through the grass"])
+    with torch.no_grad():
+        expected = tiny_model(dict(features))["sentence_embedding"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            actual = tiny_model(dict(features))["sentence_embedding"]
+    assert torch.cosine_similarity(expected, actual).min() > 0.999

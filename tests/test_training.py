@@ -44,6 +44,7 @@ def config_for(base, data, output, **options):
         "base": str(base),
         "train_data": [str(data)],
         "output": str(output),
+        "bf16": True,
         "batch_size": 8,
         "gradient_accumulation_steps": 2,
         "epochs": 1,
