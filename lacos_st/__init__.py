@@ -19,6 +19,10 @@ _HOME = {
     "CachedMaskedMultipleNegativesRankingLoss": "losses",
     "train": "training",
     "evaluate": "evaluation",
+    "STSEvaluator": "evaluation",
+    "write_report": "report",
+    "check_overlap": "overlap",
+    "fingerprint": "fingerprint",
     "encode_file": "encoding",
     "load_training_data": "data",
 }
