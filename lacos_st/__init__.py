@@ -22,7 +22,6 @@ _HOME = {
     "STSEvaluator": "evaluation",
     "write_report": "report",
     "check_overlap": "overlap",
-    "fingerprint": "fingerprint",
     "encode_file": "encoding",
     "load_training_data": "data",
 }
