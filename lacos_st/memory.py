@@ -165,6 +165,15 @@ def _holes(size: float, device: torch.device) -> float:
     return _HEAP_FACTOR if device.type == "cpu" and size < _MAPPED_FROM else 1.0
 
 
+def release_freed_memory() -> None:
+    """Return what the heap has freed to the system (glibc only): after loading, that is the size of the weights."""
+    import ctypes
+
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
+    if trim is not None:
+        trim(0)
+
+
 def give_memory_back() -> bool:
     """Let this process return every freed block of 1 MB or more to the system at once (glibc only).
 

@@ -35,6 +35,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.bloom import accelerate_
 from lacos_st.config import LacosError
+from lacos_st.memory import release_freed_memory
 from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, quantize_embedding_
 
 Quantization = Literal["int8", "none"]
@@ -191,6 +192,7 @@ class LacosTransformer(Transformer):
         if names:
             model.set_adapter(names[0])
             model.requires_grad_(False)
+        release_freed_memory()
         return model.eval()
 
     @classmethod
