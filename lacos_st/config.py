@@ -162,7 +162,8 @@ class LacosConfig:
 
     def to_yaml(self, path: str | Path | None = None) -> str:
         """The recipe that `from_yaml` reads back to an equal config; written to `path` if one is given."""
-        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        # ASCII only: PyYAML writes U+0085 and its like plainly otherwise, and reads them back as line breaks.
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         if path is not None:
             target = Path(path)
             temporary = target.with_name(f".{target.name}.tmp")

@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +27,11 @@ def test_yaml_round_trip_is_exact(tmp_path_factory, config):
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     config.to_yaml(path)
     assert LacosConfig.from_yaml(path) == config
+
+
+def test_line_breaks_of_all_scripts_survive():
+    config = LacosConfig(train_data=["\x85", "\u2028", "日本語"], base="a\nb\tc")
+    assert LacosConfig.from_dict(yaml.safe_load(config.to_yaml())) == config
 
 
 def test_numbers_as_yaml_and_the_command_line_write_them():
