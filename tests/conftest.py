@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Machines that run tests are busy: how long an example takes is no test.
-hypothesis.settings.register_profile("lacos", deadline=None)
+hypothesis.settings.register_profile("lacos", deadline=None, derandomize="CI" in os.environ)
 hypothesis.settings.load_profile("lacos")
 
 CORPUS = (
