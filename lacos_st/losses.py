@@ -40,6 +40,12 @@ class _IdentityMasking(nn.Module):
     similarity_fct: Callable[[Tensor, Tensor], Tensor]
     _hashes: list[Tensor]
 
+    def __init__(
+        self, model: nn.Module, mask_duplicates: bool = True, mask_margin: float | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(model, **kwargs)
+        self.mask_duplicates, self.mask_margin = mask_duplicates, _checked(mask_margin)
+
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Compute the loss.
 
@@ -121,12 +127,6 @@ class MaskedMultipleNegativesRankingLoss(_IdentityMasking, MultipleNegativesRank
         ValueError: A negative `mask_margin`.
     """
 
-    def __init__(
-        self, model: nn.Module, mask_duplicates: bool = True, mask_margin: float | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(model, **kwargs)
-        self.mask_duplicates, self.mask_margin = mask_duplicates, _checked(mask_margin)
-
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
         """ST's loss over tagged embeddings, with the masking similarity in place of the user's."""
         similarity = self.similarity_fct
@@ -150,12 +150,6 @@ class CachedMaskedMultipleNegativesRankingLoss(_IdentityMasking, CachedMultipleN
     Raises:
         ValueError: A negative `mask_margin`.
     """
-
-    def __init__(
-        self, model: nn.Module, mask_duplicates: bool = True, mask_margin: float | None = None, **kwargs: Any
-    ) -> None:
-        super().__init__(model, **kwargs)
-        self.mask_duplicates, self.mask_margin = mask_duplicates, _checked(mask_margin)
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
