@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
 from lacos_st.bloom import accelerate_
-from lacos_st.quantization import default_compute_dtype, quantize_embedding_
+from lacos_st.embedding_table import quantize_embedding_
+from lacos_st.quantization import default_compute_dtype
 
 VOCAB = 8192
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it repeats "inputs will be cast" at every layer

@@ -19,8 +19,9 @@ from train import gradient, step, trainable
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.bloom import LacosBloomModel, accelerate_
+from lacos_st.embedding_table import LacosEmbedding8bit
 from lacos_st.memory import predict, reset_peak, resident_bytes
-from lacos_st.quantization import LacosEmbedding8bit, default_compute_dtype
+from lacos_st.quantization import default_compute_dtype
 
 LARGE = {"vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32}  # bloom-7b1
 MEDIUM = {"layers": 24, "hidden": 1024, "heads": 16}

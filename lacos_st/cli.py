@@ -17,7 +17,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
 
-from lacos_st.config import LacosConfig, LacosError
+from lacos_st.config import LacosConfig
+from lacos_st.errors import LacosError
 
 _EPILOG = """examples:
   lacos-st train                                             the embedded base on the embedded sample, offline

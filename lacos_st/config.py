@@ -15,9 +15,8 @@ from typing import Any, Literal, Self
 
 import yaml
 
-
-class LacosError(ValueError):
-    """A mistake that the user can mend: the message says what, why and what to do. The CLI exits with 2."""
+from lacos_st.errors import LacosError
+from lacos_st.files import atomic
 
 
 def _option(default: Any, explanation: str) -> Any:
@@ -40,7 +39,7 @@ class LacosConfig:
         >>> LacosConfig(lora_rank=0)
         Traceback (most recent call last):
         ...
-        lacos_st.config.LacosError: lora_rank=0 must be at least 1.
+        lacos_st.errors.LacosError: lora_rank=0 must be at least 1.
     """
 
     # -- base
@@ -51,7 +50,9 @@ class LacosConfig:
     training_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute while training")
     attention: Literal["causal", "symmetric"] = _option("causal", "as BLOOM was trained, or bidirectional")
     # -- embedding
-    pooling: Literal["weightedmean", "lasttoken", "mean"] = _option("weightedmean", "how tokens become a sentence")
+    pooling: Literal["weightedmean", "lasttoken", "mean"] | None = _option(
+        None, "how tokens become a sentence; none: as the base says, weightedmean where it says nothing"
+    )
     template: str = _option("{text}</s>", "text put around every input; {text} stands for it")
     max_seq_length: int = _option(128, "tokens kept of each text while training and in the saved model")
     # -- adapter
@@ -165,10 +166,8 @@ class LacosConfig:
         # ASCII only: PyYAML writes U+0085 and its like plainly otherwise, and reads them back as line breaks.
         text = yaml.safe_dump(self.to_dict(), sort_keys=False)
         if path is not None:
-            target = Path(path)
-            temporary = target.with_name(f".{target.name}.tmp")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(target)
+            with atomic(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
         return text
 
 

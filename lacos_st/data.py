@@ -27,7 +27,7 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -43,7 +43,7 @@ from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, position
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["DataError", "DataReport", "SourceReport", "load_training_data", "read_training_data"]
+__all__ = ["DataError", "DataReport", "SourceReport", "load_training_data"]
 
 logger = logging.getLogger(__name__)
 Sources = str | Path | Sequence[str | Path] | Mapping[str, float]
@@ -89,7 +89,7 @@ class SourceReport:
 
 @dataclass
 class DataReport:
-    """What `read_training_data` did: one `SourceReport` for each source, and notes on what was decided."""
+    """What `load_training_data` did: one `SourceReport` for each source, and notes on what was decided."""
 
     sources: list[SourceReport]
     rows: int = 0
@@ -97,6 +97,13 @@ class DataReport:
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.sources), *self.notes, f"{self.rows:,} training rows"])
+
+
+def _log(report: DataReport) -> None:
+    for line in str(report).splitlines():
+        logger.info(line)
+    for note in report.notes:
+        logger.warning(note)
 
 
 def load_training_data(
@@ -107,8 +114,9 @@ def load_training_data(
     max_rows: int | None = None,
     min_score: float | None = None,
     seed: int = 42,
+    on_report: Callable[[DataReport], None] = _log,
 ) -> datasets.Dataset:
-    r"""Load training data for a contrastive loss; what was dropped is logged.
+    r"""Load training data for a contrastive loss, and say what became of it.
 
     Args:
         sources: One or several files (.txt, .csv, .tsv, .jsonl, each also .gz; .parquet), directories saved
@@ -121,6 +129,7 @@ def load_training_data(
         max_rows: Take a random sample of so many rows. Default: all.
         min_score: Use pairs with a score of at least this. Needed if there is a score, and only then.
         seed: Of the sample, the mixture and fractional weights.
+        on_report: Called with the `DataReport`. Default: it is logged, its notes as warnings.
 
     Returns:
         A `datasets.Dataset` in memory with the columns `anchor, positive[, negative, negative_2, ...]`.
@@ -137,30 +146,6 @@ def load_training_data(
         >>> _ = path.write_text("\n".join(lines))
         >>> load_training_data(path)[0]
         {'anchor': 'A dog runs.', 'positive': 'An animal moves.', 'negative': 'A dog sleeps.'}
-    """
-    data, report = read_training_data(
-        sources, columns=columns, on_bad_row=on_bad_row, max_rows=max_rows, min_score=min_score, seed=seed
-    )
-    for line in str(report).splitlines():
-        logger.info(line)
-    for note in report.notes:
-        logger.warning(note)
-    return data
-
-
-def read_training_data(
-    sources: Sources,
-    *,
-    columns: Columns | Mapping[str, Columns] | None = None,
-    on_bad_row: Literal["error", "skip"] = "error",
-    max_rows: int | None = None,
-    min_score: float | None = None,
-    seed: int = 42,
-) -> tuple[datasets.Dataset, DataReport]:
-    """Load training data and say what became of it; arguments and errors of `load_training_data`.
-
-    Returns:
-        The data set and its `DataReport`.
     """
     import datasets
 
@@ -201,8 +186,10 @@ def read_training_data(
     whole = pa.concat_tables(tables)
     # A fingerprint is given because `datasets` would pickle all rows, several times their size, to make one.
     data = datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint=fingerprint)
-    untouched = len(rows) == len(whole) and bool((np.diff(rows) == 1).all())
-    return data if untouched else data.select(rows), report
+    if len(rows) != len(whole) or not (np.diff(rows) == 1).all():
+        data = data.select(rows)
+    on_report(report)
+    return data
 
 
 def _weighted(sources: Sources) -> list[tuple[str, float]]:

@@ -30,8 +30,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lacos_st.config import LacosError
-from lacos_st.quantization import quantize_table
+from lacos_st.embedding_table import quantize_table
+from lacos_st.errors import LacosError
 
 EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""
@@ -194,9 +194,8 @@ def _write(name: str, directory: Path) -> None:
     unpacked = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in packed.items()}
     save_file(unpacked, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
-    for file in (ASSETS / "bloom-mini").iterdir():
-        if file.name != "model.safetensors":
-            shutil.copyfile(file, directory / file.name)
+    unpacked_already = shutil.ignore_patterns("model.safetensors")
+    shutil.copytree(ASSETS / "bloom-mini", directory, ignore=unpacked_already, dirs_exist_ok=True)
     config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if name != "bloom-mini":  # over the base: the sentence-transformers settings and the adapter

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.files import atomic, write_json
 
 logger = logging.getLogger(__name__)

@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from lacos_st.columns import NAMES
-from lacos_st.config import LacosError
 from lacos_st.embedding_store import PartialFile, check_space, finish, packed, stored_as
+from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.fingerprint import fingerprint
 from lacos_st.readers import DataError, Table, open_file

@@ -27,7 +27,7 @@ from huggingface_hub import constants
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.results import LEXICAL, Evaluation, SetResult
 from lacos_st.runner import Runner, random_state_kept
 from lacos_st.tables import csv_rows, figure, markdown

@@ -18,7 +18,7 @@ from typing import Any
 
 import filelock
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 
 
 @contextmanager

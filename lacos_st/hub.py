@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
 
 _BATCH = 1024  # rows that are turned into Python objects at a time

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 
 try:
     import mteb

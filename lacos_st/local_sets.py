@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.languages import script_codes, sts_tasks
 from lacos_st.readers import DataError, open_file
 

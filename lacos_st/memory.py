@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.quantization import default_compute_dtype, resolve_compute_form
 
 # bytes: code pages touched first, oneDNN's compiled kernels and packed operands, the allocator's slack

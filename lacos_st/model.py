@@ -13,11 +13,9 @@ It is ST's class with three differences.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,22 +24,21 @@ from pathlib import Path
 from typing import Any, Self
 
 import bitsandbytes as bnb
-import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
-from lacos_st.config import LacosError
+from lacos_st.embedding_table import quantize_embedding_
+from lacos_st.errors import LacosError
 from lacos_st.pooling import LacosPooling
-from lacos_st.quantization import quantize_embedding_
-from lacos_st.transformer import LacosTransformer, adapter_state
+from lacos_st.quantization import is_quantized
+from lacos_st.transformer import LacosTransformer
 
 _STOCK = {LacosTransformer: Transformer, LacosPooling: Pooling}
-_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 
 def _fullname(cls: type) -> str:
@@ -163,7 +160,7 @@ class LacosSentenceTransformer(SentenceTransformer):
     def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Any:
         """The Trainer reloads a checkpoint through this: read the adapter alone, never a second base."""
         if is_adapter_checkpoint(model_name_or_path):
-            return _AdapterCheckpoint(Path(model_name_or_path))
+            return AdapterCheckpoint(Path(model_name_or_path))
         return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
 
     # -- saving ------------------------------------------------------------------------------------------------
@@ -193,7 +190,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         """
         transformer = self.transformer
         target = Path(path)
-        in_checkpoint = _CHECKPOINT.fullmatch(target.name) is not None and bool(transformer.adapter_names)
+        in_checkpoint = is_checkpoint(target) and bool(transformer.adapter_names)
         saved_choice = transformer.save_base
         if self_contained is not None:
             transformer.save_base = self_contained
@@ -208,9 +205,9 @@ class LacosSentenceTransformer(SentenceTransformer):
                 str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
             )
             self._name_stock_classes(stage)
-            _move_into(stage, target)
+            move_into(stage, target)
         except OSError as error:
-            raise _disk_error(error, target) from error
+            raise disk_error(error, target) from error
         finally:
             transformer.save_base = saved_choice
             if stage is not None:
@@ -289,29 +286,6 @@ class LacosSentenceTransformer(SentenceTransformer):
         return self
 
 
-class _AdapterCheckpoint:
-    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def state_dict(self) -> dict[str, torch.Tensor]:
-        try:
-            record = json.loads((self.directory / "lacos.json").read_text(encoding="utf-8"))
-            names = record["adapters"]
-            state = adapter_state(self.directory, names[0])
-            for name in names[1:]:
-                state |= adapter_state(self.directory / name, name)
-        except Exception as error:  # safetensors' own error type is private
-            raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
-        return {f"0.{key}": tensor for key, tensor in state.items()}
-
-
-def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
-    return _CHECKPOINT.fullmatch(Path(path).name) is not None and (Path(path) / "adapter_config.json").is_file()
-
-
 def accelerate(
     model: SentenceTransformer, compute_form: str = "auto", training_form: str = "auto"
 ) -> SentenceTransformer:
@@ -331,7 +305,7 @@ def accelerate(
     inner = getattr(model[0], "model", None)
     if inner is None or inner.config.model_type != "bloom":
         raise LacosError(f"accelerate() speeds up BLOOM, and this model's first module is {type(model[0]).__name__}.")
-    if any(parameter.dtype == torch.int8 for parameter in inner.parameters()):
+    if is_quantized(inner):
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
     return model
@@ -371,34 +345,3 @@ def _resolve(name: str) -> str:
             f"There is no directory {name!r}: give the path of a saved model, or a Hub name (owner/model)."
         )
     return str(embedded_directory(name)) if name in EMBEDDED else name
-
-
-def _move_into(stage: Path, target: Path) -> None:
-    """Put a complete staged model in place: by one rename where possible, else file by file, listings last."""
-    stage.chmod(0o755)
-    if not target.exists():
-        stage.rename(target)
-        return
-    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-    files.sort(key=lambda file: file.name == "modules.json")
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / file, target / file)
-    names = {str(file) for file in files}
-    for old in [*target.glob("*.safetensors*"), *target.glob("adapter*"), *target.glob("adapter/**/*")]:
-        if old.is_file() and str(old.relative_to(target)) not in names:
-            old.unlink()
-    if (target / "adapter").is_dir() and not any((target / "adapter").rglob("*.*")):
-        shutil.rmtree(target / "adapter")
-
-
-def _disk_error(error: OSError, target: Path) -> LacosError:
-    reason = {
-        errno.ENOSPC: "the disk is full",
-        errno.EACCES: "it is not writable",
-        errno.EROFS: "it is read-only",
-    }
-    return LacosError(
-        f"Saving to {str(target)!r} failed: {reason.get(error.errno or 0, str(error))}. Nothing that was there has "
-        "changed; free space or choose another directory and save again."
-    )

@@ -24,7 +24,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.hub import open_hub
 from lacos_st.local_sets import read_pairs
 from lacos_st.readers import Table, open_file

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 
 FORMATS = {
     ".txt": "text",

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.languages import language_name
 from lacos_st.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.statistics import Difference

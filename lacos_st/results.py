@@ -25,7 +25,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.languages import BLOOM_LANGUAGES
 from lacos_st.statistics import Difference, bootstrap, interval, paired
 from lacos_st.tasks import ENGLISH, MULTILINGUAL

@@ -24,7 +24,7 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.languages import languages_of, script_codes, two_letters
 from lacos_st.local_sets import (
     DEV,

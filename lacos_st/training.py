@@ -30,8 +30,9 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
 from lacos_st.checkpoints import latest_checkpoint
-from lacos_st.config import LacosConfig, LacosError
+from lacos_st.config import LacosConfig
 from lacos_st.data import load_training_data
+from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.memory import auto_batch_size, base_config, give_memory_back
@@ -281,7 +282,7 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
     model = LacosSentenceTransformer(
         config.base,
         revision=config.revision,
-        pooling=config.pooling,
+        pooling=config.pooling or "weightedmean",
         transformer_options={
             "quantization": config.quantization,
             "compute_form": config.compute_form,
@@ -291,7 +292,7 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
             "max_seq_length": config.max_seq_length,
         },
     )
-    if model[1].pooling_mode != config.pooling:
+    if config.pooling not in (None, model[1].pooling_mode):
         model[1] = LacosPooling(model.get_embedding_dimension(), config.pooling)
     if model.transformer.adapter_names:
         model.transformer.set_trainable()

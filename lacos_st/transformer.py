@@ -6,43 +6,38 @@ causal 8-bit base needs and the stock module gets wrong:
 
 - the base is quantised while it is loaded (bitsandbytes int8, the embedding table too) and frozen;
 - padding on the right (ALiBi positions, gradient caching and fp16 are safe there), a real `max_seq_length`;
-- a *template* around every text, written into the tokenizer's post-processor, so that stock ST applies it too.
-  The default adds the end token: a causal model reads a sentence off its last position, and no text is ever empty;
+- a *template* around every text (`template.py`), which stock ST applies too;
 - state that survives: a state dict without the frozen base loads (checkpoints hold adapters only), never casts
   floats into int8 weights, and several adapters are saved and loaded by name.
 
-On disk (see `save`): `lacos.json` holds what stock ST has no field for and ignores.
+What lies on disk: `save` and `artifact.py`.
 """
 
 from __future__ import annotations
 
 import json
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import bitsandbytes as bnb
 import torch
-from huggingface_hub import save_torch_state_dict
 from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from sentence_transformers.base.modules import Transformer
-from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
+from lacos_st.artifact import RECORD, describe_base, is_hub_name, is_trained, write_adapter, write_base
 from lacos_st.bloom import accelerate_
-from lacos_st.config import LacosError
+from lacos_st.embedding_table import quantize_embedding_
+from lacos_st.errors import LacosError
 from lacos_st.memory import release_freed_memory
-from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, quantize_embedding_
+from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, is_quantized
+from lacos_st.template import END_TEMPLATE, apply_template
 
 Quantization = Literal["int8", "none"]
 
-END_TEMPLATE = "{text}</s>"
 DEFAULT_MAX_SEQ_LENGTH = 512  # tokens; BLOOM itself reads 2,048 (config.seq_length) and ALiBi allows more
-RECORD = "lacos.json"
 LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
 
@@ -93,16 +88,16 @@ class LacosTransformer(Transformer):
         }
         kwargs["processor_kwargs"] = {"padding_side": "right", **(kwargs.get("processor_kwargs") or {})}
         super().__init__(model_name_or_path, **kwargs)
-        self.quantization: Quantization = "int8" if _is_quantized(self.model) else "none"
+        self.quantization: Quantization = "int8" if is_quantized(self.model) else "none"
         self.compute_form = compute_form
         self.training_form = training_form
         self.attention = attention
-        self.base = self._describe_base(model_name_or_path, base)
+        self.base = describe_base(model_name_or_path, base, getattr(self.config, "_commit_hash", None))
         self.saved_by_lacos = False
-        self.save_base = "path" in self.base or not _is_hub_name(self.base["name"])
+        self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         self.template: str = template or stored or END_TEMPLATE
-        _apply_template(self.tokenizer, self.template)
+        apply_template(self.tokenizer, self.template)
         if max_seq_length is not None:
             self.max_seq_length = max_seq_length
         elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
@@ -153,13 +148,8 @@ class LacosTransformer(Transformer):
         quantized = options["quantization"] == "int8" or stored_in_8_bits
         if quantized and not stored_in_8_bits:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) and dtype != "auto" else dtype
-        if quantized:
-            dtype = _supported_dtype(dtype, device)
-        elif not isinstance(dtype, torch.dtype) or (dtype == torch.float16 and device.type == "cpu"):
-            dtype = torch.float32
+        dtype = _compute_dtype(dtype, quantized, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         model_kwargs["dtype"] = "auto" if quantized else dtype  # quantise what is stored, not what bf16 leaves of it
         names = options["adapters"]
         if names:
@@ -177,13 +167,8 @@ class LacosTransformer(Transformer):
                 "another base or has another rank than its adapter_config.json says. Restore it, or train again. "
                 f"({error})"
             ) from error
-        if _is_quantized(model):
-            model.requires_grad_(False)  # else embeddings, norms and biases would train in silence
-            quantize_embedding_(model, dtype)
-            for name, parameter in model.named_parameters():  # norms and biases come as stored
-                if parameter.is_floating_point() and not _is_trained(name):
-                    parameter.data = parameter.data.to(dtype)
-            model.config.dtype = dtype
+        if is_quantized(model):
+            _freeze_(model, dtype)
         model.config.lacos_attention = options["attention"]
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
@@ -206,14 +191,6 @@ class LacosTransformer(Transformer):
         )
         defaults = kwargs.pop("init_defaults", None) or {}
         return super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
-
-    def _describe_base(self, source: str, recorded: dict[str, str | None] | None) -> dict[str, str | None]:
-        """Name and revision of the base and, for a local one, where it lies: only checkpoints write that down."""
-        if Path(source).is_dir():
-            origin = recorded or {"name": Path(source).resolve().name, "revision": None}
-            has_weights = any(Path(source).glob("model*.safetensors*")) or any(Path(source).glob("pytorch_model*"))
-            return {"path": str(Path(source).resolve()), **origin} if has_weights else origin
-        return recorded or {"name": source, "revision": getattr(self.config, "_commit_hash", None)}
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
@@ -285,7 +262,11 @@ class LacosTransformer(Transformer):
         for path, layer in list(self.model.named_modules()):
             if isinstance(layer, LoraLayer):
                 base = layer.get_base_layer()
-                _add_to_weight(base, layer.get_delta_weight(name))
+                delta = layer.get_delta_weight(name)
+                if isinstance(base, LacosLinear8bit):
+                    base.add_(delta)
+                else:
+                    base.weight.data += delta.to(base.weight.dtype)
                 parent, _, child = path.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, base)
         del self.model.peft_config
@@ -301,13 +282,13 @@ class LacosTransformer(Transformer):
         ST counts the prompt by itself, which also drops the first word of a text where a prompt ends in a space:
         there the tokenizer joins that space to the word.
         """
-        features = super().preprocess(_never_empty(inputs, prompt, self), prompt=prompt, **kwargs)
+        if not prompt and self.template == "{text}":  # then alone a text may be without any token
+            inputs = [text if text != "" else self.tokenizer.eos_token for text in inputs]
+        features = super().preprocess(inputs, prompt=prompt, **kwargs)
         if prompt and "prompt_length" in features and all(isinstance(text, str) for text in inputs):
-            lengths = self.tokenizer([prompt + text for text in inputs], truncation=True, return_offsets_mapping=True)[
-                "offset_mapping"
-            ]
+            whole = self.tokenizer([prompt + text for text in inputs], truncation=True, return_offsets_mapping=True)
             features["prompt_length"] = torch.tensor(
-                [sum(0 <= start < end <= len(prompt) for start, end in offsets) for offsets in lengths]
+                [sum(0 <= start < end <= len(prompt) for start, end in text) for text in whole["offset_mapping"]]
             )
         return features
 
@@ -348,10 +329,12 @@ class LacosTransformer(Transformer):
                 f"There is no adapter to save, and the base stays at {self.base['name']!r}: add_lora() first."
             )
         if self.save_base:
-            self._save_base(root)
+            write_base(self.model, root)
+        base = self.base["name"] if self.save_base else self.base.get("path") or self.base["name"]
         for position, name in enumerate(names):
             folder = root / "adapter" if self.save_base else root
-            self._save_adapter(folder if position == 0 else folder / name, name)
+            config, state = self.model.peft_config[name], self.model.get_adapter_state_dict(name)
+            write_adapter(folder if position == 0 else folder / name, config, state, base, self.base["revision"])
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
         record = {
@@ -364,29 +347,6 @@ class LacosTransformer(Transformer):
             "base": {key: value for key, value in self.base.items() if key != "path" or not self.save_base},
         }
         (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-    def _save_base(self, root: Path) -> None:
-        state = {}
-        for key, tensor in self.model.state_dict().items():
-            if not _is_trained(key):
-                state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
-        save_torch_state_dict(state, root, max_shard_size="4GB")
-        config = deepcopy(self.model.config)
-        config.architectures = ["BloomModel"]
-        config.save_pretrained(root)
-
-    def _save_adapter(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        config = deepcopy(self.model.peft_config[name])
-        config.inference_mode = True
-        config.base_model_name_or_path = (
-            self.base["name"] if self.save_base else self.base.get("path") or self.base["name"]
-        )
-        config.revision = self.base["revision"]
-        config.save_pretrained(str(folder))
-        state = self.model.get_adapter_state_dict(name)
-        tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
-        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
     def get_config_dict(self) -> dict[str, Any]:
         """ST's settings, with what stock ST needs to load the same 8-bit model with its adapter."""
@@ -404,53 +364,25 @@ class LacosTransformer(Transformer):
         return config
 
 
-def adapter_state(directory: Path, name: str) -> dict[str, torch.Tensor]:
-    """Read a saved adapter's tensors under the names they have in `LacosTransformer.state_dict()`."""
-    tensors = load_file(str(directory / "adapter_model.safetensors"))
-    state = {}
-    for key, tensor in tensors.items():
-        key = "model." + key.removeprefix("base_model.model.")
-        for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"):
-            key = key.replace(f".{part}.", f".{part}.{name}.")
-        state[key] = tensor
-    return state
+def _compute_dtype(asked: Any, quantized: bool, device: torch.device) -> torch.dtype:
+    """What a model computes in: 8-bit layers in what the device does well, others as asked for or as stored."""
+    if isinstance(asked, str) and asked != "auto":
+        asked = getattr(torch, asked)
+    if not isinstance(asked, torch.dtype):
+        asked = torch.float32
+    if quantized:
+        return asked if device.type == "cuda" and asked != torch.float32 else default_compute_dtype(device)
+    return torch.float32 if asked == torch.float16 and device.type == "cpu" else asked
 
 
-def _is_quantized(model: nn.Module) -> bool:
-    return any(parameter.dtype == torch.int8 for parameter in model.parameters())
-
-
-def _is_hub_name(name: str | None) -> bool:
-    return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
-
-
-def _supported_dtype(dtype: Any, device: torch.device) -> torch.dtype:
-    """Compute dtype of an 8-bit model: what the device does well; fp32 stays fp32 only where 16 bits are slow."""
-    fast = default_compute_dtype(device)
-    return dtype if isinstance(dtype, torch.dtype) and device.type == "cuda" and dtype != torch.float32 else fast
-
-
-def _apply_template(tokenizer: Any, template: str) -> None:
-    """Write the template into the tokenizer's post-processor: prefix ids, the text, suffix ids."""
-    if template.count("{text}") != 1:
-        raise LacosError(f"The template {template!r} must contain {{text}} exactly once.")
-    prefix, _, suffix = template.partition("{text}")
-    backend = tokenizer.backend_tokenizer
-    pieces, specials = ["$A"], []
-    for name, text, where in (("<lacos-prefix>", prefix, 0), ("<lacos-suffix>", suffix, len(pieces))):
-        if text:
-            ids = backend.encode(text, add_special_tokens=False).ids
-            specials.append({"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]})
-            pieces.insert(where if where == 0 else len(pieces), name)
-    backend.post_processor = TemplateProcessing(single=pieces, special_tokens=specials)
-    tokenizer.init_kwargs["lacos_template"] = template
-
-
-def _never_empty(inputs: Any, prompt: str | None, transformer: LacosTransformer) -> Any:
-    """Give a text without any token (possible only with a bare `{text}` template) the end token."""
-    if prompt or transformer.template != "{text}":
-        return inputs
-    return [text if text != "" else transformer.tokenizer.eos_token for text in inputs]
+def _freeze_(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Freeze a quantised base: its table in 8 bits as well, what stays floating in one dtype."""
+    model.requires_grad_(False)  # else embeddings, norms and biases would train in silence
+    quantize_embedding_(model, dtype)
+    for name, parameter in model.named_parameters():  # norms and biases come as stored
+        if parameter.is_floating_point() and not is_trained(name):
+            parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
 
 
 def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
@@ -458,25 +390,12 @@ def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str
     module._state_prefix = prefix  # type: ignore[assignment]
     if module.quantization == "int8":
         for key in list(state_dict):
-            if key.startswith(prefix) and not _is_trained(key):
+            if key.startswith(prefix) and not is_trained(key):
                 del state_dict[key]
 
 
 def _expect_only_trained(module: nn.Module, incompatible: Any) -> None:
     if module.quantization == "int8":
         incompatible.missing_keys[:] = [
-            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or _is_trained(key)
+            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or is_trained(key)
         ]
-
-
-def _is_trained(key: str) -> bool:
-    return "lora_" in key or "modules_to_save" in key
-
-
-def _add_to_weight(layer: nn.Linear, delta: torch.Tensor) -> None:
-    if not isinstance(layer, LacosLinear8bit):
-        layer.weight.data += delta.to(layer.weight.dtype)
-        return
-    rows, absmax = layer.int8_weight()
-    merged = rows.float() * (absmax[:, None] / 127) + delta.float()
-    layer.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)

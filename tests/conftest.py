@@ -81,6 +81,22 @@ def write_tiny_bloom(directory: Path, *, layers: int = 2, hidden: int = 64, head
     return directory
 
 
+def randomise(model, seed: int = 0):
+    """Give a fresh adapter, whose B is 0, an effect."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    for key, parameter in model.named_parameters():
+        if "lora_B" in key:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
+
+
 @pytest.fixture(scope="session")
 def tiny_bloom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A 2-layer random BLOOM: `<unk>, <s>, </s>, <pad>` = 0..3, left padding, no special tokens added."""

@@ -1,7 +1,5 @@
 """The packed forward pass equals transformers' own, whatever the packing, and its gradients too."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,8 +8,8 @@ from peft import LoraConfig
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
 from lacos_st import bloom, kernels
-from lacos_st.bloom import LacosBloomModel, accelerate_, attend
-from lacos_st.config import LacosError
+from lacos_st.bloom import LacosBloomModel, accelerate_
+from lacos_st.errors import LacosError
 
 VOCAB, HIDDEN, LAYERS, HEADS = 97, 48, 3, 6  # 6 heads: ALiBi's slopes for a number that is no power of 2
 
@@ -61,13 +59,6 @@ def test_equals_transformers(lengths, side):
     for ours, theirs in zip(result.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours[real], theirs[real], atol=1e-5, rtol=1e-5)
     assert result.last_hidden_state[~real].abs().sum() == 0
-
-
-@pytest.mark.parametrize("heads", [1, 3, 8, 12])
-def test_slopes_are_transformers(heads):
-    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
-
-    torch.testing.assert_close(torch.tensor(bloom.alibi_slopes(heads)), _get_alibi_slopes(heads, torch.device("cpu")))
 
 
 def test_flattened_equals_padded():
@@ -146,54 +137,6 @@ def test_checkpointing_recomputes_blocks():
     ids, mask = batch([5, 4])
     model(ids, attention_mask=mask).last_hidden_state.sum().backward()
     assert len(calls) == 2
-
-
-def eager_attention(qkv, lengths, heads, symmetric):
-    """ALiBi attention by its definition, in fp64, sequence by sequence."""
-    hidden = qkv.shape[1] // 3
-    slopes = torch.tensor(bloom.alibi_slopes(heads), dtype=torch.double)[:, None, None]
-    outputs, start = [], 0
-    for length in lengths:
-        part = qkv[start : start + length].double().view(length, heads, 3, hidden // heads)
-        q, k, v = part.permute(2, 1, 0, 3)
-        distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
-        scores = q @ k.mT / math.sqrt(hidden // heads) - slopes * distance.abs()
-        if not symmetric:
-            scores = scores.masked_fill(distance > 0, -math.inf)
-        outputs.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(length, hidden))
-        start += length
-    return torch.cat(outputs)
-
-
-def layout_of(lengths):
-    lengths = sorted(lengths, reverse=True)
-    starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
-    return bloom._layout(lengths, starts, None, torch.device("cpu"))
-
-
-@pytest.mark.parametrize("symmetric", [False, True])
-@pytest.mark.parametrize("lengths", [[12, 10, 10, 3, 1], [300, 300, 160, 5]])
-def test_attention_by_definition(lengths, symmetric):
-    torch.manual_seed(0)
-    qkv = torch.randn(sum(lengths), 3 * HIDDEN, requires_grad=True)
-    ours = attend(qkv, layout_of(lengths), HEADS, symmetric)
-    reference = eager_attention(qkv, lengths, HEADS, symmetric)
-    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=1e-5)
-    weight = torch.randn_like(ours)
-    (actual,) = torch.autograd.grad((ours * weight).sum(), qkv)
-    (expected,) = torch.autograd.grad((reference * weight).sum(), qkv)
-    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("length", [64, 2048])
-def test_bf16_attention_does_not_lose_precision_with_length(length):
-    torch.manual_seed(0)
-    heads, hidden = 16, 1024
-    qkv = torch.randn(length, 3 * hidden).bfloat16()
-    with torch.no_grad():
-        ours = attend(qkv, layout_of([length]), heads)
-        reference = eager_attention(qkv, [length], heads, symmetric=False)
-    assert (ours.double() - reference).norm() / reference.norm() < 3e-3
 
 
 def test_symmetric_model_sees_both_sides_and_ignores_padding():

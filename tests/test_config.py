@@ -6,7 +6,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacos_st.config import LacosConfig, LacosError
+from lacos_st.config import LacosConfig
+from lacos_st.errors import LacosError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lacos_st.config import LacosError
-from lacos_st.data import DataError, load_training_data, read_training_data
+from lacos_st.data import DataError, load_training_data
+from lacos_st.errors import LacosError
 from lacos_st.hub import open_dataset
 from lacos_st.mixing import match_nli, mix
 from lacos_st.readers import open_file
@@ -53,6 +53,12 @@ def table(path: Path, header: list[str], rows: list) -> Path:
     buffer = io.StringIO(newline="")
     csv.writer(buffer, delimiter="\t" if kind == ".tsv" else ",").writerows([header, *rows])
     return write(path, buffer.getvalue())
+
+
+def load_and_report(sources, **options):
+    reports = []
+    data = load_training_data(sources, on_report=reports.append, **options)
+    return data, *reports
 
 
 def texts(data: datasets.Dataset) -> list[tuple[str, ...]]:
@@ -206,7 +212,7 @@ def test_nli_becomes_triplets(tmp_path, labels, ending):
     }
     rows = [(premise, hypothesis, as_given[labels](label)) for premise, hypothesis, label in NLI]
     path = table(tmp_path / f"x{ending}", ["premise", "hypothesis", "label"], rows)
-    data, report = read_training_data(path)
+    data, report = load_and_report(path)
     assert data.column_names == ["anchor", "positive", "negative"]
     assert texts(data) == TRIPLETS
     assert (report.sources[0].read, report.sources[0].used, report.sources[0].unused) == (8, 3, 5)
@@ -224,7 +230,7 @@ def test_nli_without_contradictions_or_among_pairs_gives_pairs(tmp_path):
     only = table(tmp_path / "only.csv", ["premise", "hypothesis", "label"], alone)
     assert texts(load_training_data(only)) == entailed
     pairs = table(tmp_path / "pairs.csv", ["anchor", "positive"], PAIRS)
-    data, report = read_training_data([nli, pairs])
+    data, report = load_and_report([nli, pairs])
     assert sorted(texts(data)) == sorted(entailed + PAIRS)
     assert any("nli.csv has 1 negative(s) a row, another source 0: 0 kept" in note for note in report.notes)
 
@@ -281,7 +287,7 @@ def test_scores_need_a_threshold(tmp_path):
     path = table(tmp_path / "sts.csv", ["sentence1", "sentence2", "score"], rows)
     with pytest.raises(DataError, match=r"sts\.csv has scores in column 'score'.*min_score=4"):
         load_training_data(path)
-    data, report = read_training_data(path, min_score=4)
+    data, report = load_and_report(path, min_score=4)
     assert texts(data) == [("a", "b"), ("e", "f")]
     assert report.sources[0].unused == 1
     assert len(load_training_data(path, columns=["sentence1", "sentence2"])) == 3
@@ -306,7 +312,7 @@ def test_duplicates_are_dropped_whatever_their_white_space(tmp_path):
     rows = [("a  b", "c"), ("a b", " c"), ("a b", "d"), ("ab", "c")]
     first = table(tmp_path / "first.csv", ["anchor", "positive"], rows)
     second = table(tmp_path / "second.jsonl", ["anchor", "positive"], [("a\tb", "c"), ("new", "pair")])
-    data, report = read_training_data([first, second])
+    data, report = load_and_report([first, second])
     assert sorted(texts(data)) == sorted([("a  b", "c"), ("a b", "d"), ("ab", "c"), ("new", "pair")])
     assert [source.duplicates for source in report.sources] == [1, 1]
     assert [source.used for source in report.sources] == [3, 1]
@@ -315,7 +321,7 @@ def test_duplicates_are_dropped_whatever_their_white_space(tmp_path):
 def test_weights_repeat_and_sample(tmp_path):
     big = table(tmp_path / "big.csv", ["anchor", "positive"], [(f"a{i}", f"b{i}") for i in range(100)])
     small = table(tmp_path / "small.csv", ["anchor", "positive"], [(f"x{i}", f"y{i}") for i in range(10)])
-    data, report = read_training_data([f"{big}@0.25", f"{small}@2.5"], seed=1)
+    data, report = load_and_report([f"{big}@0.25", f"{small}@2.5"], seed=1)
     counts = Counter(data["anchor"])
     assert report.rows == len(data) == 25 + 25
     assert [source.sampled for source in report.sources] == [25, 25]
@@ -358,7 +364,7 @@ def test_mixtures_have_the_promised_counts(kept, weights, seed):
 def test_fewest_negatives_win(tmp_path):
     two = table(tmp_path / "two.csv", ["anchor", "positive", "negative_1", "negative_2"], [("a", "b", "c", "d")])
     one = table(tmp_path / "one.csv", ["anchor", "positive", "negative"], [("e", "f", "g")])
-    data, report = read_training_data([two, one])
+    data, report = load_and_report([two, one])
     assert sorted(texts(data)) == [("a", "b", "c"), ("e", "f", "g")]
     assert len(report.notes) == 1
 
@@ -468,7 +474,7 @@ def test_bad_rows_are_named_or_skipped(tmp_path, name, content, message):
     with pytest.raises(DataError, match=f"^{tmp_path}/{name}{message}") as error:
         load_training_data(path)
     assert "on_bad_row='skip'" in str(error.value)
-    data, report = read_training_data(path, on_bad_row="skip")
+    data, report = load_and_report(path, on_bad_row="skip")
     assert len(data) == report.rows == 1
     assert (report.sources[0].read, report.sources[0].bad, len(report.sources[0].examples)) == (2, 1, 1)
     assert f"{path}:" in str(report)
@@ -498,7 +504,7 @@ def test_bad_labels(tmp_path):
 
 def test_only_the_first_bad_rows_are_quoted(tmp_path):
     path = write(tmp_path / "x.csv", "anchor,positive\n" + "a,\n" * 40 + "a,b\n")
-    _, report = read_training_data(path, on_bad_row="skip")
+    _, report = load_and_report(path, on_bad_row="skip")
     assert (report.sources[0].bad, len(report.sources[0].examples)) == (40, 5)
     assert "40 bad" in str(report)
 
@@ -506,7 +512,7 @@ def test_only_the_first_bad_rows_are_quoted(tmp_path):
 def test_an_unclosed_quote_costs_no_more_than_the_limit_of_a_field(tmp_path):
     good = [f"a{i},b{i}\n" for i in range(30_000)]
     path = write(tmp_path / "x.csv", "anchor,positive\n" + 'c,"d\n' + "".join(good))
-    data, report = read_training_data(path, on_bad_row="skip")
+    data, report = load_and_report(path, on_bad_row="skip")
     assert report.sources[0].examples[0].startswith(f"{path}:2: cannot be parsed: field larger than field limit")
     assert len(data) > 15_000
 

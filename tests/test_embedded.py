@@ -14,9 +14,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, BloomConfig, BloomModel
 
 from lacos_st import embedded
-from lacos_st.config import LacosError
+from lacos_st.embedding_table import quantize_table
+from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.quantization import quantize_table
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from kill_encode import WORDS, digest, static_model
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 
 import lacos_st.embedding_store
-from lacos_st.config import LacosError
 from lacos_st.encoding import encode_file
+from lacos_st.errors import LacosError
 from lacos_st.files import atomic, locked
 from lacos_st.readers import DataError
 

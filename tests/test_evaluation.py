@@ -17,7 +17,7 @@ from sts_sets import step, write_set
 
 from lacos_st import evaluation as evaluation_module
 from lacos_st import tasks as tasks_module
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.evaluation import STSEvaluator, evaluate
 from lacos_st.results import LEXICAL, Evaluation
 from lacos_st.tables import csv_rows, markdown, published
@@ -379,7 +379,7 @@ def test_without_the_extra_the_error_says_what_to_install():
     program = """
 import sys
 sys.modules["mteb"] = None
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 for module in ("evaluation", "overlap", "report"):
     try:
         __import__(f"lacos_st.{module}")

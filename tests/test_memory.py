@@ -9,7 +9,7 @@ import torch
 from transformers import BloomConfig
 
 from lacos_st import memory
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.memory import auto_batch_size, predict, reset_peak, resident_bytes
 
 SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
@@ -18,7 +18,8 @@ SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
 @pytest.mark.parametrize("quantization", ["int8", "none"])
 def test_weights_are_what_a_model_holds(quantization):
     from lacos_st.bloom import LacosBloomModel
-    from lacos_st.quantization import LacosLinear8bit, convert_linear_, quantize_embedding_
+    from lacos_st.embedding_table import quantize_embedding_
+    from lacos_st.quantization import LacosLinear8bit, convert_linear_
 
     config = BloomConfig(vocab_size=500, hidden_size=64, n_layer=2, n_head=4)
     model = LacosBloomModel(config)

@@ -1,4 +1,3 @@
-import errno
 import json
 import warnings
 from pathlib import Path
@@ -6,28 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, write_tiny_bloom
+from conftest import CORPUS, randomise, tree, write_tiny_bloom
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer, accelerate
 from lacos_st.pooling import LacosPooling
 from lacos_st.transformer import LacosTransformer
 
 TEXTS = list(CORPUS[:4])
-
-
-def randomise(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    for key, parameter in model.named_parameters():
-        if "lora_B" in key:
-            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
-    return model
-
-
-def tree(directory):
-    return {str(p.relative_to(directory)): p.read_bytes() for p in Path(directory).rglob("*") if p.is_file()}
 
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tiny_model, tmp_path):
@@ -102,31 +89,6 @@ def test_encode_in_its_options(tiny_model):
     assert len(tiny_model.encode(TEXTS, output_value="token_embeddings")) == 4
     full = tiny_model.encode(TEXTS, output_value=None)
     assert full[0]["sentence_embedding"].shape == (64,)
-
-
-def test_a_failed_save_leaves_the_old_model(tiny_model, tmp_path, monkeypatch):
-    target = tmp_path / "model"
-    tiny_model.save_pretrained(str(target))
-    before = tree(target)
-    randomise(tiny_model)
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("lacos_st.transformer.save_file", full)
-    with pytest.raises(LacosError, match="the disk is full"):
-        tiny_model.save_pretrained(str(target))
-    assert tree(target) == before
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_replacing_a_model_removes_what_the_new_one_does_not_have(tiny_bloom, tmp_path):
-    target = str(tmp_path / "model")
-    randomise(LacosSentenceTransformer(tiny_bloom).add_lora(rank=2)).save_pretrained(target)
-    merged = LacosSentenceTransformer(target).merge_adapter()
-    merged.save_pretrained(target)
-    assert not (tmp_path / "model" / "adapter").exists()
-    np.testing.assert_array_equal(LacosSentenceTransformer(target).encode(TEXTS), merged.encode(TEXTS))
 
 
 def test_merging_is_more_accurate_than_adding_to_int8(tiny_bloom):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
 from lacos_st.overlap import check_overlap, normalised
 from lacos_st.tasks import SAMPLE

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.report import write_report
 from lacos_st.results import LEXICAL, Evaluation, SetResult
 from lacos_st.statistics import spearman

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
-from lacos_st.config import LacosError
+from lacos_st.errors import LacosError
 from lacos_st.evaluation import evaluate
 from lacos_st.results import Evaluation, SetResult
 

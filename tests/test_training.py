@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from lacos_st.checkpoints import latest_checkpoint
-from lacos_st.config import LacosConfig, LacosError
+from lacos_st.config import LacosConfig
+from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.training import TrainingInterrupted, train
@@ -278,7 +279,7 @@ def test_a_full_disk_says_what_to_do(tiny_bloom, triplets, tmp_path, monkeypatch
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lacos_st.transformer.save_file", full)
+    monkeypatch.setattr("lacos_st.artifact.save_file", full)
     config = config_for(tiny_bloom, triplets, tmp_path / "model")
     with pytest.raises(LacosError, match="the disk is full"):
         train(config)

@@ -66,6 +66,14 @@ KEYED = [
     ("parallel/koen-news.*", WIKI3),
     ("parallel/nusax.12langs.*", BY_SA4),
 ]
+# How much a language counts in tokenizer and batches, beside its size: those that BLOOM knows and that have an STS set
+# first; those with neither, hardly.
+FAVOUR = {
+    "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 4.0, "zh": 2.0, "ar": 2.0, "hi": 2.0, "de": 1.5, "vi": 1.0, "id": 1.0,
+    "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.3, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
+    "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.3, "ko": 0.5, "ja": 0.7, "ur": 0.5,
+    "sw": 0.5,
+}  # fmt: skip
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
     "eng": "en", "spa": "es", "spa-MX": "es", "spa-ref2": "es", "fra": "fr", "fra-CA": "fr", "por": "pt",

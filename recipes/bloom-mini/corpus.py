@@ -3,6 +3,11 @@
 `tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence cut
 to 64 tokens with its </s>. A batch is flat, (tokens,) ids and (sentences + 1,) boundaries: no padding anywhere.
 
+A sentence's target is made of two parts: the teacher's embedding of its English (what it says), and its own character
+n-grams (how it is spelt). What each share scores by itself on development sets is in `docs/ablations.md`: a tenth
+of spelling helps even where the teacher is at its best, and more is a safety net where few translations are known.
+The last two dimensions of a target are 0: the student puts there what a token should not say (see `student.py`).
+
 Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an undisturbed one would have seen.
 """
 
@@ -16,10 +21,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from collect import FAVOUR
 from sklearn.feature_extraction.text import HashingVectorizer
 from transformers import AutoTokenizer
 
 MAX_TOKENS = 64
+LEXICAL: dict[str | None, float] = {"en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.35}
+"""Share of the spelling in a target: less where the teacher speaks the language or characters are words."""
 
 
 class Batch(NamedTuple):
@@ -51,15 +59,21 @@ def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def projection(work_dir: Path, hidden: int) -> np.ndarray:
-    """(384, hidden): the teacher's leading right singular vectors; cosines survive the smaller space."""
-    path = work_dir / f"projection-{hidden}.npy"
-    if not path.exists():
-        teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")
-        sample = teacher[:8192].astype(np.float32)  # the first chunk, which is in random order
-        values, vectors = np.linalg.eigh(sample.T @ sample)
-        print(f"{hidden} of {len(values)} dimensions keep {values[-hidden:].sum() / values.sum():.4f} of the energy")
-        np.save(path, vectors[:, ::-1][:, :hidden].copy())
-    return np.load(path)
+    """(384, hidden): the teacher's leading right singular vectors; cosines survive the smaller space.
+
+    The last two columns are 0.
+    """
+    teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")
+    sample = teacher[:8192].astype(np.float32)  # the first chunk, which is in random order
+    values, vectors = np.linalg.eigh(sample.T @ sample)
+    print(
+        f"{hidden - 2} of {len(values)} dimensions keep {values[2 - hidden :].sum() / values.sum():.4f} of the energy"
+    )
+    return np.pad(vectors[:, ::-1][:, : hidden - 2], ((0, 0), (0, 2))).astype(np.float32)
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 class Lexical:
@@ -82,12 +96,39 @@ class Lexical:
         seen = (self.hashing.transform(texts) > 0).sum(0)
         self.idf = np.log((1 + len(texts)) / (1 + np.asarray(seen).ravel())).astype(np.float32) + 1
         self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
+        self.random[:, -2:] = 0
 
-    def __call__(self, texts: list[str]) -> torch.Tensor:
+    def __call__(self, texts: list[str]) -> np.ndarray:
         """(texts, hidden), unit length."""
         counts = self.hashing.transform(texts)
         counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
-        return torch.nn.functional.normalize(torch.from_numpy(counts @ self.random), dim=-1)
+        return unit(counts @ self.random)
+
+
+def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """(rows,) cluster of each unit vector, neighbours in space numbered near each other: one step of k-means, twice.
+
+    Batches are drawn in runs of one cluster, so that they hold the near pairs that STS asks about; among random
+    sentences there are hardly any.
+    """
+    random = np.random.default_rng(seed)
+    centres = torch.from_numpy(teacher[np.sort(random.choice(len(teacher), count, replace=False))].astype(np.float32))
+
+    def nearest(rows: np.ndarray) -> torch.Tensor:
+        parts = [
+            torch.from_numpy(rows[i : i + 16384].astype(np.float32)) @ centres.T for i in range(0, len(rows), 16384)
+        ]
+        return torch.cat([part.argmax(1) for part in parts])
+
+    sample = teacher[: 16 * count]
+    label = nearest(sample)
+    centres = torch.nn.functional.normalize(
+        centres.index_add(0, label, torch.from_numpy(sample.astype(np.float32))), dim=-1
+    )
+    order = torch.argsort(centres @ centres[0])
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(count)
+    return rank[nearest(teacher)].numpy()
 
 
 class Corpus:
@@ -99,8 +140,12 @@ class Corpus:
         longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
         power: A language is drawn in proportion to its sentences to this power,
-        favour: times this factor, where one is given.
-        lexical: Share of the lexical teacher in the squared length of a target; 0 leaves it out.
+        favour: times this factor (0.5 where none is given); by default as the tokenizer was made.
+        lexical: Share of the spelling in the squared length of a target, by language; None: all others.
+        run: So many sentences of one cluster are drawn together.
+
+    Within a language a source, too, is drawn in proportion to its sentences to `power`: Tatoeba's hundred thousand
+    short sentences would drown all others.
     """
 
     def __init__(
@@ -111,32 +156,55 @@ class Corpus:
         english: float = 0.5,
         power: float = 0.5,
         favour: dict[str, float] | None = None,
-        lexical: float = 0.0,
+        lexical: dict[str | None, float] | None = None,
+        run: int = 8,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
-        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english"])
+        self.run = run
+        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english", "text", "source"])
         langs, translation = table["lang"].to_numpy(), table["english"].to_numpy()
         rows = np.load(work_dir / "english.npy")
         ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * 8192, len(rows))
+        teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:ready]
         place = np.full(len(langs), -1, np.int64)  # row of texts -> row of the teacher's table
         place[rows[:ready]] = np.arange(ready)
         self.target = np.where(translation >= 0, place[translation], -1)
-        self.teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:ready]
-        self.share_lexical = lexical
-        if lexical:
-            self.texts = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
-            self.lexical = Lexical(self.texts.take(pa.array(np.arange(0, len(self.texts), 20))).to_pylist(), hidden)
-        self.projection = torch.from_numpy(projection(work_dir, hidden))
-        usable = (self.target >= 0) & (np.diff(self.offsets) <= longest)
-        self.pools = {str(lang): np.flatnonzero(usable & (langs == lang)) for lang in np.unique(langs)}
-        self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 100}
+        usable = np.flatnonzero((self.target >= 0) & (np.diff(self.offsets) <= longest))
+        path = work_dir / f"clusters-{ready}.npy"
+        if not path.exists():
+            np.save(path, clusters(teacher, 4096))
+        cluster = np.load(path)
+        usable = usable[np.lexsort((np.random.default_rng(0).random(len(usable)), cluster[self.target[usable]]))]
+        self.pools = {str(lang): usable[langs[usable] == lang] for lang in np.unique(langs)}
+        self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
         size = {
-            lang: len(pool) ** power * (favour or {}).get(lang, 1.0)
+            lang: len(pool) ** power * (favour or FAVOUR).get(lang, 0.5)
             for lang, pool in self.pools.items()
             if lang != "en"
         }
         total = sum(size.values())
         self.share = {"en": english, **{lang: (1 - english) * n / total for lang, n in size.items()}}
+        source = table["source"].combine_chunks().dictionary_encode().indices.to_numpy()
+        self.reach = {}
+        for lang, pool in self.pools.items():
+            kind = source[pool[: len(pool) - run + 1]]
+            self.reach[lang] = np.cumsum(np.bincount(kind).clip(1)[kind] ** (power - 1))
+        self.projected = unit(teacher.astype(np.float32) @ projection(work_dir, hidden)).astype(np.float16)
+        texts = table["text"].combine_chunks()
+        self.lexical = Lexical(texts.take(pa.array(np.arange(0, len(texts), 20))).to_pylist(), hidden)
+        share = lexical or LEXICAL
+        self.share_lexical = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
+        self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, hidden)
+
+    def _spelling(self, path: Path, texts: pa.Array, hidden: int) -> np.ndarray:
+        if not path.exists():
+            out = np.zeros((len(texts), hidden), np.float16)
+            for start in range(0, len(texts), 20000):
+                out[start : start + 20000] = self.lexical(texts[start : start + 20000].to_pylist())
+            temporary = path.with_suffix(".part.npy")
+            np.save(temporary, out)
+            temporary.replace(path)
+        return np.load(path, mmap_mode="r")
 
     def gather(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids end to end, and boundaries, of rows of `texts.parquet`."""
@@ -145,19 +213,19 @@ class Corpus:
         return torch.from_numpy(ids), torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """(rows, hidden): the projected teacher of each row's English."""
-        teacher = torch.from_numpy(self.teacher[self.target[rows]].astype(np.float32))
-        target = torch.nn.functional.normalize(teacher @ self.projection, dim=-1)
-        if self.share_lexical:
-            own = self.lexical(self.texts.take(pa.array(rows)).to_pylist())
-            target = (1 - self.share_lexical) ** 0.5 * target + self.share_lexical**0.5 * own
-        return torch.nn.functional.normalize(target, dim=-1)
+        """(rows, hidden), unit length: what each row's English says, and how the row is spelt."""
+        share = self.share_lexical[rows, None]
+        said, spelt = self.projected[self.target[rows]].astype(np.float32), self.spelling[rows].astype(np.float32)
+        return torch.from_numpy(unit((1 - share) ** 0.5 * said + share**0.5 * spelt))
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
-        """Batch number `step`."""
+        """Batch number `step`: runs of similar sentences of one language."""
         random = np.random.default_rng([seed, step])
-        counts = random.multinomial(size, list(self.share.values()))
-        rows = np.concatenate(
-            [random.choice(self.pools[lang], n) for lang, n in zip(self.share, counts, strict=True) if n]
-        )
+        counts = random.multinomial(size // self.run, list(self.share.values()))
+        rows = []
+        for lang, n in zip(self.share, counts, strict=True):
+            reach = self.reach[lang]
+            first = np.searchsorted(reach, random.random(n) * reach[-1], side="right")
+            rows.append(self.pools[lang][first[:, None] + np.arange(self.run)].ravel())
+        rows = np.concatenate(rows)
         return Batch(*self.gather(rows), self.targets(rows))

@@ -39,7 +39,7 @@ def tasks(sts: Path, limit: int | None = None, langs: str = "*") -> dict[str, Pa
 
 
 @torch.inference_mode()
-def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
+def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], pooling: str) -> np.ndarray:
     ids = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out = np.zeros((len(ids), model.config.hidden_size), np.float32)
@@ -47,7 +47,7 @@ def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: li
         rows = order[start : start + 256]
         flat = torch.tensor([t for i in rows for t in ids[i]])
         bounds = torch.tensor(np.cumsum([0, *(len(ids[i]) for i in rows)]))
-        out[rows] = torch.nn.functional.normalize(embed(model, flat, bounds), dim=-1).numpy()
+        out[rows] = torch.nn.functional.normalize(embed(model, flat, bounds, pooling), dim=-1).numpy()
     return out
 
 
@@ -55,9 +55,10 @@ def evaluate(
     model: LacosBloomModel,
     tokenizer: PreTrainedTokenizerBase,
     sets: dict[str, Pairs],
+    pooling: str = "mean",
 ) -> dict[str, float]:
     texts = sorted({t for left, right, _ in sets.values() for t in left + right})
-    table = encode(model, tokenizer, texts)
+    table = encode(model, tokenizer, texts, pooling)
     row = {text: i for i, text in enumerate(texts)}
     scores = {}
     for name, (left, right, gold) in sets.items():
@@ -71,11 +72,12 @@ def main() -> None:
     parser.add_argument("model", type=Path)
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with sts/")
+    parser.add_argument("--pooling", choices=["mean", "weightedmean"], default="mean")
     parser.add_argument("--limit", type=int, help="rows per set other than English")
     args = parser.parse_args()
     model = LacosBloomModel.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
-    print(json.dumps(evaluate(model, tokenizer, tasks(args.data_dir / "sts", args.limit))))
+    print(json.dumps(evaluate(model, tokenizer, tasks(args.data_dir / "sts", args.limit), args.pooling)))
 
 
 if __name__ == "__main__":

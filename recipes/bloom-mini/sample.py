@@ -1,5 +1,7 @@
 """The NLI samples that travel with the package: triplets under licences that allow commercial redistribution.
 
+InferBR (Portuguese, MIT) is left out: its triplets cost Portuguese five points (`docs/ablations.md`).
+
 Reads `nli/triplets.*.jsonl.gz` below --data-dir; each row names its data set, and only those in LICENCES are kept.
 Rows with a sentence of an STS set are dropped. Held-out triplets share no anchor with the training ones.
 """
@@ -26,12 +28,11 @@ LICENCES = {
     "tenp-contrast": "CC BY-SA 3.0",
     "sanli-base-wiki": "CC BY-SA 3.0",
     "breaking-nli": "CC BY-SA 4.0",
-    "inferbr": "MIT",
     "indonli": "CC BY-SA 4.0",
     "klue-nli": "CC BY-SA 4.0",
     "farstail": "Apache-2.0",
 }
-HELD_OUT = ("snli.test", "mnli.dev-mismatched", "inferbr.test", "indonli.test-lay", "klue-nli.dev")
+HELD_OUT = ("snli.test", "mnli.dev-mismatched", "indonli.test-lay", "klue-nli.dev")
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -44,8 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ASSETS / "samples")
-    parser.add_argument("--held-out", type=int, default=100, help="triplets of each data set in HELD_OUT")
-    parser.add_argument("--longest", type=int, default=200, help="characters of the longest sentence")
+    parser.add_argument("--held-out", type=int, default=125, help="triplets of each data set in HELD_OUT")
+    parser.add_argument("--longest", type=int, default=120, help="characters of the longest sentence")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     forbidden = sts_sentences(args.data_dir)

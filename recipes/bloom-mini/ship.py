@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
-from student import grow
 from transformers import AutoTokenizer
 
+from lacos_st import LacosSentenceTransformer
 from lacos_st.bloom import LacosBloomModel
 from lacos_st.embedded import ASSETS, pack
 
@@ -25,8 +26,9 @@ language: [{languages}]
 
 A small multilingual BLOOM for sentence embeddings: {layers} layers of {hidden}, {heads} heads, {vocabulary:,}
 byte-level BPE entries, causal attention with ALiBi, {parameters:.1f} million parameters, stored in 8 bits.
-It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Pool with `weightedmean` over all
-tokens; the tokenizer appends `</s>`.
+It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Its sentence embedding is the mean of
+all tokens (`1_Pooling/` says so); the tokenizer appends `</s>`. The last two dimensions of an embedding are close to 0:
+the model keeps there what a token should not say.
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from all-MiniLM-L6-v2 (Apache-2.0): a
 sentence and its translations are drawn to the teacher's embedding of the English. The teacher itself was trained on a
@@ -72,11 +74,8 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="output of distil.py")
     parser.add_argument("--output", type=Path, default=ASSETS / "bloom-mini")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"), help="where sources.json lies")
-    parser.add_argument("--layers", type=int, help="add untrained layers to a model without any")
     args = parser.parse_args()
     model = LacosBloomModel.from_pretrained(args.model)
-    if args.layers:
-        model = grow(model, args.layers)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -84,9 +83,19 @@ def main() -> None:
         tokenizer.init_kwargs = {k: v for k, v in tokenizer.init_kwargs.items() if k in KEEP}
         tokenizer.save_pretrained(folder)
         pack(folder, args.output)
+        # A sentence-transformers directory in stock's terms: the base says itself how it is pooled.
+        sentences = LacosSentenceTransformer(
+            folder, pooling="mean", transformer_options={"quantization": "none", "max_seq_length": 128}
+        )
+        sentences.save(f"{folder}/saved", create_model_card=False)
+        for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling"):
+            if (source := Path(folder, "saved", name)).is_dir():
+                shutil.copytree(source, args.output / name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(source, args.output / name)
     report = json.loads((args.work_dir / "sources.json").read_text(encoding="utf-8"))
     (args.output / "README.md").write_text(card(model, report), encoding="utf-8")
-    size = sum(file.stat().st_size for file in args.output.iterdir())
+    size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {size / 1e6:.2f} MB")
 
 

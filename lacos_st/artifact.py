@@ -1,0 +1,171 @@
+"""What lies in a saved model's directory: the 8-bit base, adapters, and how they get there whole.
+
+    model.safetensors, config.json            the base, where the model is self-contained
+    adapter/, adapter/<name>/                 the active adapter and the others; without a base: `.` and `<name>/`
+    lacos.json                                what stock ST has no field for and ignores
+    checkpoint-<step>/                        the Trainer's: adapters only, by reference to the base
+
+Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
+beside its target and then moved, so that no reader ever sees half of one.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+from copy import deepcopy
+from pathlib import Path
+
+from huggingface_hub import save_torch_state_dict
+from peft import PeftConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from lacos_st.errors import LacosError
+
+RECORD = "lacos.json"
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+
+
+def is_trained(key: str) -> bool:
+    """Whether a parameter is an adapter's; all others are the frozen base's."""
+    return "lora_" in key or "modules_to_save" in key
+
+
+def write_base(model: PreTrainedModel, root: Path) -> None:
+    """Write the base without its adapters, under stock BLOOM's names."""
+    state = {}
+    for key, tensor in model.state_dict().items():
+        if not is_trained(key):
+            state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
+    save_torch_state_dict(state, root, max_shard_size="4GB")
+    config = deepcopy(model.config)
+    config.architectures = ["BloomModel"]
+    config.save_pretrained(root)
+
+
+def write_adapter(
+    folder: Path, config: PeftConfig, state: dict[str, Tensor], base: str | None, revision: str | None
+) -> None:
+    """Write one adapter as PEFT does.
+
+    Args:
+        folder: Where to.
+        config: The adapter's configuration.
+        state: Its tensors, as in the model that it is injected in.
+        base: Name or path of the base, for whoever loads the adapter by itself.
+        revision: Of the base on the Hub.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config = deepcopy(config)
+    config.inference_mode = True
+    config.base_model_name_or_path = base
+    config.revision = revision
+    config.save_pretrained(str(folder))
+    tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def read_adapter(directory: Path, name: str) -> dict[str, Tensor]:
+    """Read a saved adapter's tensors under the names they have in `LacosTransformer.state_dict()`."""
+    tensors = load_file(str(directory / "adapter_model.safetensors"))
+    state = {}
+    for key, tensor in tensors.items():
+        key = "model." + key.removeprefix("base_model.model.")
+        for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"):
+            key = key.replace(f".{part}.", f".{part}.{name}.")
+        state[key] = tensor
+    return state
+
+
+def describe_base(source: str, recorded: dict[str, str | None] | None, commit: str | None) -> dict[str, str | None]:
+    """Say what the base of a model is.
+
+    Args:
+        source: Where it was loaded from: a directory or a name on the Hub.
+        recorded: What that directory's `lacos.json` says of it.
+        commit: The commit of a base on the Hub.
+
+    Returns:
+        Its "name" and "revision", and for a local base its "path": only checkpoints write that down.
+    """
+    if Path(source).is_dir():
+        origin = recorded or {"name": Path(source).resolve().name, "revision": None}
+        has_weights = any(Path(source).glob("model*.safetensors*")) or any(Path(source).glob("pytorch_model*"))
+        return {"path": str(Path(source).resolve()), **origin} if has_weights else origin
+    return recorded or {"name": source, "revision": commit}
+
+
+def is_hub_name(name: str | None) -> bool:
+    """Whether a name is of the form `owner/model`, and no local path."""
+    return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
+
+
+class AdapterCheckpoint:
+    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`: adapters without a base."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Its adapters' tensors as in the model's own state dict.
+
+        Raises:
+            LacosError: A file is missing or damaged.
+        """
+        try:
+            record = json.loads((self.directory / RECORD).read_text(encoding="utf-8"))
+            names = record["adapters"]
+            state = read_adapter(self.directory, names[0])
+            for name in names[1:]:
+                state |= read_adapter(self.directory / name, name)
+        except Exception as error:  # safetensors' own error type is private
+            raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
+        return {f"0.{key}": tensor for key, tensor in state.items()}
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory has the name of a Trainer's checkpoint."""
+    return _CHECKPOINT.fullmatch(Path(path).name) is not None
+
+
+def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
+    return is_checkpoint(path) and (Path(path) / "adapter_config.json").is_file()
+
+
+def move_into(stage: Path, target: Path) -> None:
+    """Put a complete staged model in place: by one rename where possible, else file by file, listings last."""
+    stage.chmod(0o755)
+    if not target.exists():
+        stage.rename(target)
+        return
+    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+    files.sort(key=lambda file: file.name == "modules.json")
+    for file in files:
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(stage / file, target / file)
+    names = {str(file) for file in files}
+    for old in [*target.glob("*.safetensors*"), *target.glob("adapter*"), *target.glob("adapter/**/*")]:
+        if old.is_file() and str(old.relative_to(target)) not in names:
+            old.unlink()
+    if (target / "adapter").is_dir() and not any((target / "adapter").rglob("*.*")):
+        shutil.rmtree(target / "adapter")
+
+
+def disk_error(error: OSError, target: Path) -> LacosError:
+    """What to tell the user whose disk did not take a model."""
+    reason = {
+        errno.ENOSPC: "the disk is full",
+        errno.EACCES: "it is not writable",
+        errno.EROFS: "it is read-only",
+    }
+    return LacosError(
+        f"Saving to {str(target)!r} failed: {reason.get(error.errno or 0, str(error))}. Nothing that was there has "
+        "changed; free space or choose another directory and save again."
+    )

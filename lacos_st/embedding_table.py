@@ -1,0 +1,136 @@
+"""The 8-bit embedding table: int8 rows with one absolute maximum each, 46 % of bloom-560m in half its 16-bit size.
+
+A lookup dequantises the rows it reads and no others. Stock transformers reads no 8-bit table, so on disk it is a
+floating one, and quantising that again gives back the same bytes (`quantize_table`): ``int8 -> 16 bits -> int8`` is the
+identity, and saving never drifts.
+"""
+
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from torch import Tensor, nn
+
+# Rows whose largest entry is below this are stored as zeros: fp16 could not carry them through a saved file
+# exactly.
+_SMALLEST_ROW = 2.0**-16
+
+
+def quantize_table(table: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantise an embedding table by rows; written in 16 bits and quantised again it has the same bytes.
+
+    The scale is rounded to bf16 first, which fp16 holds as well. A row's largest entry is then +-127, stored
+    exactly as +-absmax in bf16, fp16 or fp32; every other entry moves by at most a quarter of a step (bf16:
+    127 * 2^-9), short of the half that would change its integer.
+
+    Args:
+        table: (V, H), floating.
+
+    Returns:
+        int8 rows (V, H) and absmax (V,) in fp32 (each exactly representable in bf16).
+    """
+    rows = torch.empty(table.shape, dtype=torch.int8, device=table.device)
+    absmax = torch.empty(len(table), dtype=torch.float32, device=table.device)
+    for start in range(0, len(table), 8192):  # bounded scratch memory: the table may be gigabytes
+        part = table[start : start + 8192].float()
+        scale = part.abs().amax(1).bfloat16().float()
+        scale[scale < _SMALLEST_ROW] = 0
+        inverse = torch.where(scale > 0, 127 / scale, 0)
+        rows[start : start + 8192] = (part * inverse[:, None]).round_().clamp_(-127, 127).to(torch.int8)
+        absmax[start : start + 8192] = scale
+    return rows, absmax
+
+
+class LacosEmbedding8bit(bnb.nn.Embedding8bit):
+    """An embedding table of int8 rows with one absolute maximum each; looked up without a dequantised table.
+
+    Its state dict holds one floating ``weight``, which stock transformers reads; loading that restores the
+    same bytes.
+
+    Args:
+        table: (V, H) floating weights to quantise.
+        dtype: Of the rows returned by a lookup.
+        padding_idx: As in ``nn.Embedding``.
+    """
+
+    def __init__(self, table: Tensor, dtype: torch.dtype, padding_idx: int | None = None) -> None:
+        nn.Module.__init__(self)
+        self.num_embeddings, self.embedding_dim = table.shape
+        self.padding_idx = padding_idx
+        self.max_norm, self.norm_type = None, 2.0
+        self.scale_grad_by_freq = self.sparse = False
+        self.dtype = dtype
+        self._set(*quantize_table(table.detach()))
+
+    @classmethod
+    def from_quantized(
+        cls, rows: Tensor, absmax: Tensor, dtype: torch.dtype, padding_idx: int | None = None
+    ) -> "LacosEmbedding8bit":
+        """Wrap a table that is int8 already: rows (V, H) int8 and absmax (V,) (bf16-representable)."""
+        layer = cls(torch.zeros(1, rows.shape[1]), dtype, padding_idx)
+        layer.num_embeddings = len(rows)
+        layer._set(rows, absmax.float())
+        return layer
+
+    def _set(self, rows: Tensor, absmax: Tensor) -> None:
+        # A buffer: sentence-transformers casts modules to the dtype of a model's first parameter.
+        self.register_buffer("weight", rows)
+        self.weight.SCB = absmax
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Look up token ids (...) -> (..., H) in ``self.dtype``."""
+        ids = input.reshape(-1)
+        scale = self.weight.SCB.index_select(0, ids) * (1 / 127)
+        rows = self.weight.data.index_select(0, ids) * scale[:, None]
+        return rows.to(self.dtype).view(*input.shape, -1)
+
+    def dequantize(self, dtype: torch.dtype = torch.float16) -> Tensor:
+        """Return the whole table (V, H) in ``dtype``."""
+        table = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
+        for start in range(0, len(table), 8192):
+            part = slice(start, start + 8192)
+            table[part] = self.weight.data[part] * (self.weight.SCB[part] * (1 / 127))[:, None]
+        return table
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "LacosEmbedding8bit":
+        absmax = self.weight.SCB
+        super()._apply(fn, recurse)
+        self.weight.SCB = absmax.to(self.weight.device)
+        floating = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
+        self.dtype = floating.dtype  # a model cast to another dtype expects its embeddings in it
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[prefix + "weight"] = self.dequantize(self.dtype)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        table = state_dict.get(prefix + "weight")
+        if table is None:
+            args[2].append(prefix + "weight")  # local_metadata, strict, missing_keys, ...
+            return
+        if tuple(table.shape) != tuple(self.weight.shape):
+            args[4].append(
+                f"size mismatch for {prefix}weight: the saved table is {tuple(table.shape)}, "
+                f"this one {tuple(self.weight.shape)}."
+            )
+            return
+        rows, absmax = quantize_table(table)
+        self.weight.data.copy_(rows)
+        self.weight.SCB.copy_(absmax)
+
+
+def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Replace the model's input embedding table by an 8-bit one, in place.
+
+    Args:
+        model: A transformers model (anything with ``get_input_embeddings``).
+        dtype: Of looked-up rows; the table's own by default.
+
+    Returns:
+        ``model``. Nothing happens if the table is 8-bit already.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if not isinstance(table, LacosEmbedding8bit):
+        quantized = LacosEmbedding8bit(table.weight, dtype or table.weight.dtype, table.padding_idx)
+        model.set_input_embeddings(quantized)  # type: ignore[operator]
+    return model

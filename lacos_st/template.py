@@ -1,0 +1,39 @@
+"""The template: what stands around every text, written into the tokenizer.
+
+Prefix and suffix become two special pieces of several ids in the tokenizer's post-processor. Truncation then leaves
+room for them, and stock ST applies them too. The default adds the end token: a causal model reads a sentence off its
+last position, and no text is ever empty.
+"""
+
+from typing import Any
+
+from tokenizers.processors import TemplateProcessing
+
+from lacos_st.errors import LacosError
+
+END_TEMPLATE = "{text}</s>"
+
+
+def apply_template(tokenizer: Any, template: str) -> None:
+    """Let a tokenizer put a template around every text.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers; saved with the template, it loads with it.
+        template: Text with `{text}` once.
+
+    Raises:
+        LacosError: `{text}` is not there exactly once.
+    """
+    if template.count("{text}") != 1:
+        raise LacosError(f"The template {template!r} must contain {{text}} exactly once.")
+    prefix, _, suffix = template.partition("{text}")
+    backend = tokenizer.backend_tokenizer
+    single, specials = [], []
+    for name, text in (("<lacos-prefix>", prefix), ("$A", ""), ("<lacos-suffix>", suffix)):
+        if text:
+            ids = backend.encode(text, add_special_tokens=False).ids
+            specials.append({"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]})
+        if text or name == "$A":
+            single.append(name)
+    backend.post_processor = TemplateProcessing(single=single, special_tokens=specials)
+    tokenizer.init_kwargs["lacos_template"] = template

@@ -1,0 +1,65 @@
+"""Fused and folded attention equals ALiBi by its definition."""
+
+import math
+
+import pytest
+import torch
+
+from lacos_st.attention import alibi_slopes, attend
+from lacos_st.packing import plan
+
+HIDDEN, HEADS = 48, 6  # no power of 2: ALiBi's other slopes
+
+
+@pytest.mark.parametrize("heads", [1, 3, 8, 12])
+def test_slopes_are_transformers(heads):
+    from transformers.models.bloom.modeling_bloom import _get_alibi_slopes
+
+    torch.testing.assert_close(torch.tensor(alibi_slopes(heads)), _get_alibi_slopes(heads, torch.device("cpu")))
+
+
+def eager_attention(qkv, lengths, heads, symmetric):
+    """ALiBi attention by its definition, in fp64, sequence by sequence."""
+    hidden = qkv.shape[1] // 3
+    slopes = torch.tensor(alibi_slopes(heads), dtype=torch.double)[:, None, None]
+    outputs, start = [], 0
+    for length in lengths:
+        part = qkv[start : start + length].double().view(length, heads, 3, hidden // heads)
+        q, k, v = part.permute(2, 1, 0, 3)
+        distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+        scores = q @ k.mT / math.sqrt(hidden // heads) - slopes * distance.abs()
+        if not symmetric:
+            scores = scores.masked_fill(distance > 0, -math.inf)
+        outputs.append((scores.softmax(-1) @ v).transpose(0, 1).reshape(length, hidden))
+        start += length
+    return torch.cat(outputs)
+
+
+def layout_of(lengths):
+    boundaries = torch.tensor([0, *sorted(lengths, reverse=True)]).cumsum(0)
+    return plan(1, sum(lengths), torch.device("cpu"), None, boundaries)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("lengths", [[12, 10, 10, 3, 1], [300, 300, 160, 5]])
+def test_attention_by_definition(lengths, symmetric):
+    torch.manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3 * HIDDEN, requires_grad=True)
+    ours = attend(qkv, layout_of(lengths), HEADS, symmetric)
+    reference = eager_attention(qkv, lengths, HEADS, symmetric)
+    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=1e-5)
+    weight = torch.randn_like(ours)
+    (actual,) = torch.autograd.grad((ours * weight).sum(), qkv)
+    (expected,) = torch.autograd.grad((reference * weight).sum(), qkv)
+    torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [64, 2048])
+def test_bf16_attention_does_not_lose_precision_with_length(length):
+    torch.manual_seed(0)
+    heads, hidden = 16, 1024
+    qkv = torch.randn(length, 3 * hidden).bfloat16()
+    with torch.no_grad():
+        ours = attend(qkv, layout_of([length]), heads)
+        reference = eager_attention(qkv, [length], heads, symmetric=False)
+    assert (ours.double() - reference).norm() / reference.norm() < 3e-3
