@@ -76,13 +76,13 @@ class LacosBloomBlock(BloomBlock):
 
         q, s, x = kernels.norm_quantize(hidden, norm.weight, norm.bias, norm.eps, keep=bool(qkv_lora))
         rows, absmax = qkv.int8_weight()
-        context = kernels.scale(torch._int_mm(q, rows.t()), s, absmax, qkv.bias, _delta(qkv_lora, x))
+        context = kernels.scale(kernels.multiply(q, rows.t()), s, absmax, qkv.bias, _delta(qkv_lora, x))
         context = attend_by_kernel(context, layout, attention.num_heads, self.symmetric)
 
         q, s = kernels.quantize(context)
         rows, absmax = dense.int8_weight()
         hidden, q, s, x = kernels.scale_add_norm_quantize(
-            torch._int_mm(q, rows.t()),
+            kernels.multiply(q, rows.t()),
             s,
             absmax,
             dense.bias,
@@ -94,10 +94,10 @@ class LacosBloomBlock(BloomBlock):
         )
         rows, absmax = up.int8_weight()
         q, s, x = kernels.scale_gelu_quantize(
-            torch._int_mm(q, rows.t()), s, absmax, up.bias, _delta(up_lora, x), keep=bool(down_lora)
+            kernels.multiply(q, rows.t()), s, absmax, up.bias, _delta(up_lora, x), keep=bool(down_lora)
         )
         rows, absmax = down.int8_weight()
-        return kernels.scale(torch._int_mm(q, rows.t()), s, absmax, down.bias, _delta(down_lora, x, hidden))
+        return kernels.scale(kernels.multiply(q, rows.t()), s, absmax, down.bias, _delta(down_lora, x, hidden))
 
 
 def _delta(updates: list[Lora], x: Tensor | None, base: Tensor | None = None) -> Any:

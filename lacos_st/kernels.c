@@ -213,3 +213,108 @@ void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t 
             attend_head(base, stride, length, width, d, slopes[head], symmetric, out, heads * d);
     }
 }
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* The int8 product for CPUs whose vector units multiply 16-bit pairs but not 8-bit quadruples (AVX2 without VNNI).
+ *
+ * Both sides are widened to int16. One instruction then multiplies two neighbours in k for eight columns and adds them
+ * (vpmaddwd): sixteen products where fp32 does eight. `panel` holds sixteen columns of the weights, for each pair of k
+ * their sixteen pairs side by side; six rows by sixteen columns are summed in twelve registers. */
+enum { COLUMNS = 16, ROWS = 6 };
+
+__attribute__((always_inline)) static inline void multiply_rows(const int16_t *wide, int64_t depth,
+                                                                const int16_t *panel, const int rows, int32_t *sums) {
+    __m256i left[ROWS], right[ROWS];
+    for (int i = 0; i < rows; i++) left[i] = right[i] = _mm256_setzero_si256();
+    for (int64_t k = 0; k < depth; k += 2) {
+        const __m256i b = _mm256_load_si256((const __m256i *)(panel + k * COLUMNS));
+        const __m256i c = _mm256_load_si256((const __m256i *)(panel + k * COLUMNS + COLUMNS));
+        for (int i = 0; i < rows; i++) {
+            int32_t pair;
+            memcpy(&pair, wide + i * depth + k, sizeof pair);
+            const __m256i a = _mm256_set1_epi32(pair);
+            left[i] = _mm256_add_epi32(left[i], _mm256_madd_epi16(a, b));
+            right[i] = _mm256_add_epi32(right[i], _mm256_madd_epi16(a, c));
+        }
+    }
+    for (int i = 0; i < rows; i++) {
+        _mm256_storeu_si256((__m256i *)(sums + i * COLUMNS), left[i]);
+        _mm256_storeu_si256((__m256i *)(sums + i * COLUMNS + 8), right[i]);
+    }
+}
+
+/* Eight rows of sixteen int8 -> for each of eight pairs of k, the pairs of eight columns; rows from `columns` on are 0 */
+static inline void pack_block(const int8_t *w, int64_t k, int64_t columns, int64_t depth_left, int16_t *panel) {
+    __m256i row[8], t[8];
+    for (int j = 0; j < 8; j++) {
+        int8_t part[16] = {0};
+        if (j < columns) memcpy(part, w + j * k, depth_left < 16 ? depth_left : 16);
+        row[j] = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)part));
+    }
+    for (int j = 0; j < 8; j += 2) {
+        t[j] = _mm256_unpacklo_epi32(row[j], row[j + 1]);
+        t[j + 1] = _mm256_unpackhi_epi32(row[j], row[j + 1]);
+    }
+    for (int half = 0; half < 8; half += 4)
+        for (int j = 0; j < 2; j++) {
+            row[half + 2 * j] = _mm256_unpacklo_epi64(t[half + j], t[half + j + 2]);
+            row[half + 2 * j + 1] = _mm256_unpackhi_epi64(t[half + j], t[half + j + 2]);
+        }
+    for (int j = 0; j < 4; j++) {
+        _mm256_store_si256((__m256i *)(panel + 2 * j * COLUMNS), _mm256_permute2x128_si256(row[j], row[j + 4], 0x20));
+        _mm256_store_si256((__m256i *)(panel + 2 * (j + 4) * COLUMNS),
+                           _mm256_permute2x128_si256(row[j], row[j + 4], 0x31));
+    }
+}
+
+/* y (n, o) int32 = q (n, k) times w: (o, k) rows, transposed in passing, or (k, o). Every |value| <= 127 and
+ * k <= 130,000, so that no sum overflows. */
+void multiply(const int8_t *q, const int8_t *w, int64_t n, int64_t k, int64_t o, int64_t rows_are_columns, int32_t *y,
+              int threads) {
+    const int64_t depth = (k + 15) / 16 * 16, panels = (o + COLUMNS - 1) / COLUMNS;
+    int16_t *wide = aligned_alloc(64, (n * depth * sizeof *wide + 63) / 64 * 64);
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = 0; j < k; j++) wide[i * depth + j] = q[i * k + j];
+        for (int64_t j = k; j < depth; j++) wide[i * depth + j] = 0;
+    }
+    _Pragma("omp parallel num_threads(threads) if (threads > 1)") {
+        int16_t *panel = aligned_alloc(64, depth * COLUMNS * sizeof *panel);
+        _Pragma("omp for schedule(static)")
+        for (int64_t p = 0; p < panels; p++) {
+            const int64_t first = p * COLUMNS, columns = o - first < COLUMNS ? o - first : COLUMNS;
+            if (rows_are_columns) {
+                for (int64_t j = 0; j < depth; j += 16)
+                    for (int64_t half = 0; half < COLUMNS; half += 8)
+                        pack_block(w + (first + half) * k + j, k, columns - half, k - j, panel + j * COLUMNS + half * 2);
+            } else {
+                memset(panel, 0, depth * COLUMNS * sizeof *panel);
+                for (int64_t j = 0; j < k; j++)
+                    for (int64_t c = 0; c < columns; c++)
+                        panel[j / 2 * 2 * COLUMNS + c * 2 + j % 2] = w[j * o + first + c];
+            }
+            int32_t sums[ROWS * COLUMNS];
+            for (int64_t i = 0; i < n; i += ROWS) {
+                const int64_t rows = n - i < ROWS ? n - i : ROWS;
+                const int16_t *left = wide + i * depth;
+                switch (rows) {
+                case 6: multiply_rows(left, depth, panel, 6, sums); break;
+                case 5: multiply_rows(left, depth, panel, 5, sums); break;
+                case 4: multiply_rows(left, depth, panel, 4, sums); break;
+                case 3: multiply_rows(left, depth, panel, 3, sums); break;
+                case 2: multiply_rows(left, depth, panel, 2, sums); break;
+                default: multiply_rows(left, depth, panel, 1, sums);
+                }
+                for (int64_t r = 0; r < rows; r++)
+                    memcpy(y + (i + r) * o + first, sums + r * COLUMNS, columns * sizeof *y);
+            }
+        }
+        free(panel);
+    }
+    free(wide);
+}
+#endif

@@ -97,7 +97,7 @@ def default_compute_dtype(device: torch.device | str) -> torch.dtype:
 
 
 def resolve_compute_form(form: str, device: torch.device | str, training: bool) -> ComputeForm:
-    """Turn ``auto`` into the form used on ``device``.
+    """Turn ``auto`` into the form used on ``device``: never one whose products are slower than full precision's.
 
     Args:
         form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``.
@@ -113,8 +113,10 @@ def resolve_compute_form(form: str, device: torch.device | str, training: bool) 
         LacosError: If ``form`` is none of them.
     """
     if form == "auto":
-        fast_16_bits = torch.device(device).type != "cpu" or has_fast_bf16()
-        return "w8a16" if training and fast_16_bits else "w8a8"
+        on_cpu = torch.device(device).type == "cpu"
+        if on_cpu and not kernels.has_fast_int8():
+            return "w8a16"
+        return "w8a16" if training and (not on_cpu or has_fast_bf16()) else "w8a8"
     if form not in get_args(ComputeForm):
         raise LacosError(f"compute form {form!r} does not exist: choose auto, {', '.join(get_args(ComputeForm))}.")
     return form  # type: ignore[return-value]
@@ -136,7 +138,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def _product_w8a8(x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
     if kernels.usable(x):
         q, s = kernels.quantize(x.contiguous())
-        return kernels.scale(torch._int_mm(q, weight.t()), s, absmax, None if bias is None else bias.float())
+        return kernels.scale(kernels.multiply(q, weight.t()), s, absmax, None if bias is None else bias.float())
     y = _integer_product(x, weight.t()).mul_(absmax)
     if bias is not None:
         y.add_(bias)
@@ -150,7 +152,7 @@ def _integer_product(x: Tensor, q: Tensor) -> Tensor:
     if x.is_cuda and rows <= 16:  # cuBLASLt's integer product wants more than 16 rows
         qx = functional.pad(qx, (0, 0, 0, 17 - rows))
     # Cast, then scale in place: a product of int32 and fp32 takes PyTorch's slow mixed path (12 x as long).
-    return torch._int_mm(qx, q)[:rows].float().mul_(row_scale * (1 / 127))
+    return kernels.multiply(qx, q)[:rows].float().mul_(row_scale * (1 / 127))
 
 
 def _product_w8a16(x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
@@ -169,7 +171,7 @@ def _input_gradient(dy: Tensor, weight: Tensor, absmax: Tensor, form: str) -> Te
         return (dy * (absmax * (1 / 127))).to(dy.dtype) @ weight.to(dy.dtype)
     if kernels.usable(dy):
         q, s = kernels.quantize(dy.contiguous(), absmax)
-        return kernels.scale(torch._int_mm(q, weight), s, None)
+        return kernels.scale(kernels.multiply(q, weight), s, None)
     return _integer_product(dy * absmax, weight).to(dy.dtype)
 
 

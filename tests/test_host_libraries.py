@@ -306,7 +306,9 @@ def test_accelerate_puts_a_stock_loaded_model_on_the_fast_path(tiny_bloom, tmp_p
     model.save_pretrained(str(tmp_path / "model"))
     stock = SentenceTransformer(str(tmp_path / "model"))
     fast = accelerate(stock)
-    np.testing.assert_allclose(fast.encode(TEXTS), model.encode(TEXTS), atol=1e-5)
+    # stock pooling rounds its answer to the model's dtype; ours is in fp32
+    resolution = torch.finfo(model[0].model.dtype).eps
+    np.testing.assert_allclose(fast.encode(TEXTS), model.encode(TEXTS), atol=1e-5, rtol=max(1e-5, resolution))
 
 
 def test_private_interfaces_are_still_there():

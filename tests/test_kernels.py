@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional
 
 from lacos_st import kernels
@@ -49,6 +51,27 @@ def test_quantize(data, threads, monkeypatch):
     torch.testing.assert_close(s, expected_s[:, 0])
     q, s = kernels.quantize(data["more"], data["w"])
     assert_rounded(q, s, (data["more"] * data["w"]).double())
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(kernels.library(), "multiply"), reason="no AVX2")
+@pytest.mark.parametrize("threads", [1, 2])
+@given(
+    n=st.integers(1, 40),
+    k=st.integers(1, 300),
+    o=st.integers(1, 70),
+    seed=st.integers(0, 2**31),
+)
+def test_multiply_is_exact(threads, n, k, o, seed):
+    generator = torch.Generator().manual_seed(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "_multiplies", lambda: True)
+        patch.setattr(kernels, "_PARALLEL_FROM", 0 if threads == 2 else 10**9)
+        q, w = (torch.randint(-127, 128, size, generator=generator, dtype=torch.int8) for size in ((n, k), (o, k)))
+        q[0], w[0] = 127, -127  # the largest sums
+        expected = (q.long() @ w.long().t()).int()
+        assert (kernels.multiply(q, w.t()) == expected).all()
+        assert (kernels.multiply(q, w.t().contiguous()) == expected).all()
 
 
 @needs_compiler

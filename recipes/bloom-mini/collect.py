@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import random
 import re
 import unicodedata
 from collections import Counter
@@ -27,6 +28,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dictionaries import LICENCE as DICTIONARIES
+from dictionaries import gloss, load
 
 Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
 
@@ -69,10 +72,11 @@ KEYED = [
 # How much a language counts in tokenizer and batches, beside its size: those that BLOOM knows and that have an STS set
 # first; those with neither, hardly.
 FAVOUR = {
-    "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 4.0, "zh": 2.0, "ar": 2.0, "hi": 2.0, "de": 1.5, "vi": 1.0, "id": 1.0,
-    "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.3, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
-    "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.3, "ko": 0.5, "ja": 0.7, "ur": 0.5,
-    "sw": 0.5,
+    "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 3.0, "zh": 2.0, "ar": 2.0, "hi": 1.5, "de": 1.5, "vi": 0.7, "id": 0.7,
+    "it": 1.2, "nl": 1.2, "pl": 1.0, "ru": 1.0, "tr": 0.7, "sv": 0.6, "ro": 1.5, "cs": 0.4, "mr": 1.0, "bn": 1.0,
+    "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
+    "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
+    "sw": 0.2,
 }  # fmt: skip
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
@@ -189,6 +193,29 @@ def wordnet_rows(folder: Path) -> Iterator[tuple[str, str, Row]]:
                 yield "wordnet", "WordNet licence (free for any use)", {"en": f"{lemma}: {parts[0]}"}
 
 
+def dictionary_rows(
+    dictionaries: dict[str, dict[str, list[str]]], sentences: list[str], glosses: int
+) -> Iterator[tuple[str, str, Row]]:
+    """English words in use with their translations; then, for each language, English sentences word by word in it.
+
+    Languages with a share of less than a half in FAVOUR get a quarter of the glosses.
+    """
+    used = Counter(word for sentence in sentences for word in re.findall(r"[a-z]+", sentence.lower()))
+    for lang, words in dictionaries.items():
+        for english, terms in words.items():
+            if used[english] >= 3:
+                yield "freedict", DICTIONARIES, {"en": english, lang: terms[0]}
+    # From few sentences, so that the teacher has little to read
+    sentences = random.Random(0).sample(sentences, min(len(sentences), 3 * glosses))
+    for lang, words in dictionaries.items():
+        choose = random.Random(lang)
+        wanted = glosses if FAVOUR[lang] >= 0.5 else glosses // 4
+        for sentence in choose.sample(sentences, len(sentences)):
+            if wanted and (text := gloss(sentence, words, choose)):
+                wanted -= 1
+                yield "freedict-glosses", DICTIONARIES, {"en": sentence, lang: text}
+
+
 def hub_rows(noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
     from datasets import load_dataset
 
@@ -207,6 +234,8 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of local files; default: the Hub")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
+    parser.add_argument("--dictionaries", type=Path, help="folder of FreeDict's files as dictd reads them")
+    parser.add_argument("--glosses", type=int, default=30000, help="of English sentences, for each language")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -230,10 +259,16 @@ def main() -> None:
         english.append(len(texts) - 1 if lang == "en" else -1)
         return len(texts) - 1
 
+    def glossed() -> Iterator[tuple[str, str, Row]]:
+        english_texts = [t for t, lang, kind in texts if lang == "en" and kind != "wordnet" and 15 <= len(t) <= 110]
+        yield from dictionary_rows(load(args.dictionaries), english_texts, args.glosses)
+
     noncommercial = not args.commercial_only
     rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]
     if args.wordnet:
         rows.append(wordnet_rows(args.wordnet))
+    if args.dictionaries:
+        rows.append(glossed())
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence

@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 import torch
 from transformers import AutoModel, AutoTokenizer
 
+from lacos_st import kernels
+
 CHUNK = 8192
 
 
@@ -44,7 +46,7 @@ class LinearInt8(torch.nn.Module):
         """(..., in) -> (..., out)."""
         flat = x.reshape(-1, x.shape[-1])
         scale = flat.abs().amax(1, keepdim=True) / 127
-        product = torch._int_mm((flat / scale).round().to(torch.int8), self.weight)
+        product = kernels.multiply((flat / scale).round().to(torch.int8), self.weight)
         return torch.addcmul(self.bias, product.float() * scale, self.scale).view(*x.shape[:-1], -1)
 
 

@@ -17,6 +17,7 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from collect import FAVOUR
@@ -103,11 +104,10 @@ def main() -> None:
     tokenizer.save_pretrained(args.work_dir / "tokenizer")
     print({lang: round(n / 1e6, 2) for lang, n in sorted(share.items(), key=lambda item: -item[1])})
     print(f"{len(tokenizer)} entries from {sum(share.values()):,} characters of {len(share)} languages")
+    langs = table["lang"].to_numpy()
     for lang in ["en", "es", "fr", "pt", "zh", "ar", "hi", "vi", "id", "de", "ja", "ru", "ko", "tr"]:
-        texts = [
-            t for t, code in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True) if code == lang
-        ]
-        texts = texts[:: max(1, len(texts) // 1000)]
+        rows = np.flatnonzero(langs == lang)
+        texts = table["text"].take(rows[:: max(1, len(rows) // 1000)]).to_pylist()
         print(lang, f"{sum(map(len, tokenizer(texts)['input_ids'])) / max(1, len(texts)):.1f} tokens a sentence")
 
 
