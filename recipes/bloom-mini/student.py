@@ -11,12 +11,12 @@ from transformers import BloomConfig, BloomModel
 from lacos_st.bloom import LacosBloomModel
 
 
-def config(vocabulary: int, hidden: int = 256, layers: int = 4, heads: int = 8) -> BloomConfig:
+def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
     return BloomConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
         n_layer=layers,
-        n_head=heads,
+        n_head=hidden // 32,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=3,
@@ -29,7 +29,7 @@ def config(vocabulary: int, hidden: int = 256, layers: int = 4, heads: int = 8) 
 AMPLIFIERS, GAIN = 64, 32.0
 
 
-def grow(static: BloomModel, layers: int, heads: int = 8) -> LacosBloomModel:
+def grow(static: BloomModel, layers: int) -> LacosBloomModel:
     """Put layers under trained token vectors; the new model begins by saying exactly what `static` said.
 
     In `static` a token that counts little carries large values in the last two dimensions (see `quiet_`), beside which
@@ -37,7 +37,7 @@ def grow(static: BloomModel, layers: int, heads: int = 8) -> LacosBloomModel:
     is, with the meaning at full size, and neurons of the last layer amplify that. Sixty-four share the work: one with
     a weight of 32 would take its row's resolution in 8 bits.
     """
-    model = LacosBloomModel(config(static.config.vocab_size, static.config.hidden_size, layers, heads))
+    model = LacosBloomModel(config(static.config.vocab_size, static.config.hidden_size, layers))
     hidden = model.config.hidden_size
     with torch.no_grad():
         model.ln_f.load_state_dict(static.ln_f.state_dict())
