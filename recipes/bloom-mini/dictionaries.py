@@ -40,7 +40,7 @@ def number(digits: str) -> int:
 
 
 def entries(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
-    """(headword, its translations in the order of senses) of one dictionary, lower-cased; nothing if it is not there."""
+    """(headword, translations in the order of senses) of one dictionary, lower-cased; none if it is not there."""
     index = folder / f"freedict-{name}.index"
     if not index.exists():
         return
@@ -135,7 +135,7 @@ def gloss(sentence: str, dictionary: dict[str, list[str]], choose: random.Random
                 break
         else:
             word = words[at]
-            if word[0].isupper() and at > 0 or not word[0].isalpha():
+            if (word[0].isupper() and at > 0) or not word[0].isalpha():
                 out.append(word)  # a name, a number, punctuation
             elif piece not in DROPPED:
                 content += 1

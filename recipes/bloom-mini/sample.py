@@ -60,7 +60,7 @@ def translations(data_dir: Path, forbidden: set[str], longest: int, choose: rand
     for _, pairs, count in sources:
         usable = [
             pair for pair in pairs
-            if 12 <= len(pair[0]) and max(map(len, pair)) <= longest and not forbidden & {norm(text) for text in pair}
+            if len(pair[0]) >= 12 and max(map(len, pair)) <= longest and not forbidden & {norm(text) for text in pair}
         ]  # fmt: skip
         once = list({norm(left): (left, right) for left, right in usable}.values())
         chosen = choose.sample(once, min(count, len(once)))
