@@ -27,14 +27,10 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lacos_st.errors import LacosError
+from lacos_st.frozen import is_trained
 
 RECORD = "lacos.json"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
-
-
-def is_trained(key: str) -> bool:
-    """Whether a parameter is an adapter's; all others are the frozen base's."""
-    return "lora_" in key or "modules_to_save" in key
 
 
 def write_base(model: PreTrainedModel, root: Path) -> None:

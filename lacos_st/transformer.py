@@ -27,10 +27,10 @@ from sentence_transformers.base.modules import Transformer
 from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lacos_st.artifact import RECORD, describe_base, is_hub_name, is_trained, write_adapter, write_base
+from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
 from lacos_st.bloom import accelerate_
-from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
+from lacos_st.frozen import freeze_, keep_frozen_
 from lacos_st.memory import release_freed_memory
 from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
@@ -103,8 +103,8 @@ class LacosTransformer(Transformer):
         elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
-        self.register_load_state_dict_pre_hook(_drop_frozen_base)
-        self.register_load_state_dict_post_hook(_expect_only_trained)
+        if self.quantization == "int8":
+            keep_frozen_(self)
 
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
@@ -168,7 +168,7 @@ class LacosTransformer(Transformer):
                 f"({error})"
             ) from error
         if is_quantized(model):
-            _freeze_(model, dtype)
+            freeze_(model, dtype)
         model.config.lacos_attention = options["attention"]
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
@@ -373,29 +373,3 @@ def _compute_dtype(asked: Any, quantized: bool, device: torch.device) -> torch.d
     if quantized:
         return asked if device.type == "cuda" and asked != torch.float32 else default_compute_dtype(device)
     return torch.float32 if asked == torch.float16 and device.type == "cpu" else asked
-
-
-def _freeze_(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Freeze a quantised base: its table in 8 bits as well, what stays floating in one dtype."""
-    model.requires_grad_(False)  # else embeddings, norms and biases would train in silence
-    quantize_embedding_(model, dtype)
-    for name, parameter in model.named_parameters():  # norms and biases come as stored
-        if parameter.is_floating_point() and not is_trained(name):
-            parameter.data = parameter.data.to(dtype)
-    model.config.dtype = dtype
-
-
-def _drop_frozen_base(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Keep a reload (best model, resume) from casting floats into the frozen 8-bit base."""
-    module._state_prefix = prefix  # type: ignore[assignment]
-    if module.quantization == "int8":
-        for key in list(state_dict):
-            if key.startswith(prefix) and not is_trained(key):
-                del state_dict[key]
-
-
-def _expect_only_trained(module: nn.Module, incompatible: Any) -> None:
-    if module.quantization == "int8":
-        incompatible.missing_keys[:] = [
-            key for key in incompatible.missing_keys if not key.startswith(module._state_prefix) or is_trained(key)
-        ]
