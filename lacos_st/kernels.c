@@ -216,7 +216,7 @@ void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t 
 
 #if defined(__AVX2__)
 #include <immintrin.h>
-#include <stdlib.h>
+#include <omp.h>
 #include <string.h>
 
 /* The int8 product for CPUs whose vector units multiply 16-bit pairs but not 8-bit quadruples (AVX2 without VNNI).
@@ -231,8 +231,8 @@ __attribute__((always_inline)) static inline void multiply_rows(const int16_t *w
     __m256i left[ROWS], right[ROWS];
     for (int i = 0; i < rows; i++) left[i] = right[i] = _mm256_setzero_si256();
     for (int64_t k = 0; k < depth; k += 2) {
-        const __m256i b = _mm256_load_si256((const __m256i *)(panel + k * COLUMNS));
-        const __m256i c = _mm256_load_si256((const __m256i *)(panel + k * COLUMNS + COLUMNS));
+        const __m256i b = _mm256_loadu_si256((const __m256i *)(panel + k * COLUMNS));
+        const __m256i c = _mm256_loadu_si256((const __m256i *)(panel + k * COLUMNS + COLUMNS));
         for (int i = 0; i < rows; i++) {
             int32_t pair;
             memcpy(&pair, wide + i * depth + k, sizeof pair);
@@ -265,28 +265,28 @@ static inline void pack_block(const int8_t *w, int64_t k, int64_t columns, int64
             row[half + 2 * j + 1] = _mm256_unpackhi_epi64(t[half + j], t[half + j + 2]);
         }
     for (int j = 0; j < 4; j++) {
-        _mm256_store_si256((__m256i *)(panel + 2 * j * COLUMNS), _mm256_permute2x128_si256(row[j], row[j + 4], 0x20));
-        _mm256_store_si256((__m256i *)(panel + 2 * (j + 4) * COLUMNS),
+        _mm256_storeu_si256((__m256i *)(panel + 2 * j * COLUMNS), _mm256_permute2x128_si256(row[j], row[j + 4], 0x20));
+        _mm256_storeu_si256((__m256i *)(panel + 2 * (j + 4) * COLUMNS),
                            _mm256_permute2x128_si256(row[j], row[j + 4], 0x31));
     }
 }
 
 /* y (n, o) int32 = q (n, k) times w: (o, k) rows, transposed in passing, or (k, o). Every |value| <= 127 and
- * k <= 130,000, so that no sum overflows. */
-void multiply(const int8_t *q, const int8_t *w, int64_t n, int64_t k, int64_t o, int64_t rows_are_columns, int32_t *y,
-              int threads) {
-    const int64_t depth = (k + 15) / 16 * 16, panels = (o + COLUMNS - 1) / COLUMNS;
-    int16_t *wide = aligned_alloc(64, (n * depth * sizeof *wide + 63) / 64 * 64);
+ * k <= 130,000, so that no sum overflows. Scratch: wide (n, depth), panels (threads, depth, COLUMNS); depth is k rounded
+ * up to 16. */
+void multiply(const int8_t *q, const int8_t *w, int64_t n, int64_t k, int64_t o, int64_t rows_are_columns,
+              int16_t *wide, int16_t *panels, int32_t *y, int threads) {
+    const int64_t depth = (k + 15) / 16 * 16;
     PARALLEL
     for (int64_t i = 0; i < n; i++) {
         for (int64_t j = 0; j < k; j++) wide[i * depth + j] = q[i * k + j];
         for (int64_t j = k; j < depth; j++) wide[i * depth + j] = 0;
     }
     _Pragma("omp parallel num_threads(threads) if (threads > 1)") {
-        int16_t *panel = aligned_alloc(64, depth * COLUMNS * sizeof *panel);
+        int16_t *panel = panels + omp_get_thread_num() * depth * COLUMNS;
         _Pragma("omp for schedule(static)")
-        for (int64_t p = 0; p < panels; p++) {
-            const int64_t first = p * COLUMNS, columns = o - first < COLUMNS ? o - first : COLUMNS;
+        for (int64_t first = 0; first < o; first += COLUMNS) {
+            const int64_t columns = o - first < COLUMNS ? o - first : COLUMNS;
             if (rows_are_columns) {
                 for (int64_t j = 0; j < depth; j += 16)
                     for (int64_t half = 0; half < COLUMNS; half += 8)
@@ -313,8 +313,6 @@ void multiply(const int8_t *q, const int8_t *w, int64_t n, int64_t k, int64_t o,
                     memcpy(y + (i + r) * o + first, sums + r * COLUMNS, columns * sizeof *y);
             }
         }
-        free(panel);
     }
-    free(wide);
 }
 #endif

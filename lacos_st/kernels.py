@@ -19,7 +19,6 @@ import ctypes
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import tempfile
@@ -51,9 +50,10 @@ _SIGNATURES: dict[str, list[Any]] = {
     "scale_add_norm_quantize": [_POINTER] * 7 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 4,
     "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
     "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _POINTER],
-    "multiply": [_POINTER] * 2 + [_INT] * 4 + [_POINTER],
+    "multiply": [_POINTER] * 2 + [_INT] * 4 + [_POINTER] * 3,
 }
-_DTYPES = (torch.float32, torch.int8, torch.int32, torch.int64)
+_DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.int64)
+_COLUMNS, _STEP = 16, 16  # of `multiply`: columns of a panel, what k is rounded up to
 # Below this many elements one thread is done before a second has started.
 _PARALLEL_FROM = 1 << 14
 
@@ -72,8 +72,7 @@ def library() -> ctypes.CDLL | None:
     from lacos_st.embedded import cache_directory
 
     # -march=native: a cache folder that machines share needs one library for each kind of them
-    features = sorted(torch.cpu.get_capabilities().items()) if hasattr(torch.cpu, "get_capabilities") else None
-    key = repr((SOURCE.read_bytes(), FLAGS, features or platform.processor()))
+    key = repr((SOURCE.read_bytes(), FLAGS, sorted(torch.cpu.get_capabilities().items())))
     target = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
         if not target.is_file():
@@ -108,9 +107,7 @@ def usable(x: Tensor) -> bool:
 def _call(name: str, elements: int, *arguments: "Tensor | int | float | None") -> None:
     for a in arguments:  # C sees pointers only
         if isinstance(a, Tensor) and (not a.is_contiguous() or a.dtype not in _DTYPES):
-            raise TypeError(
-                f"{name} takes contiguous float32, int8 and int32 tensors, not {a.dtype} {tuple(a.stride())}."
-            )
+            raise TypeError(f"{name} takes contiguous float32 and integer tensors, not {a.dtype} {tuple(a.stride())}.")
     threads = torch.get_num_threads() if elements >= _PARALLEL_FROM else 1
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library(), name)(*values, threads)
@@ -135,8 +132,10 @@ def multiply(q: Tensor, weight: Tensor) -> Tensor:
     transposed = not weight.is_contiguous()
     stored = weight.t() if transposed else weight
     (n, k), o = q.shape, weight.shape[1]
-    y = torch.empty(n, o, dtype=torch.int32)
-    _call("multiply", n * k * o, q, stored, n, k, o, int(transposed), y)
+    depth = -(-k // _STEP) * _STEP
+    y, wide = torch.empty(n, o, dtype=torch.int32), torch.empty(n, depth, dtype=torch.int16)
+    panels = torch.empty(torch.get_num_threads(), depth, _COLUMNS, dtype=torch.int16)
+    _call("multiply", n * k * o, q, stored, n, k, o, int(transposed), wide, panels, y)
     return y
 
 

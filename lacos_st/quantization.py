@@ -65,8 +65,7 @@ def _has_fast_bf16(max_isa: str) -> bool:
     # Intel's Sapphire Rapids and later (known by AVX-512 fp16) mean bf16 for AMX. Where a virtual machine
     # hides AMX, their AVX-512 bf16 instruction runs at a quarter of its rate: 155 GFLOP/s on two cores, fp32
     # 200.
-    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return not features.get("avx512_fp16", False)
+    return not torch.cpu.get_capabilities().get("avx512_fp16", False)
 
 
 def has_fast_bf16() -> bool:

@@ -155,7 +155,7 @@ def cpu(monkeypatch):
     def pretend(isa="DEFAULT", **features):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: features.get("avx512_bf16", False))
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: features.get("amx_tile", False))
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", isa)
         clear()
 
