@@ -1,7 +1,7 @@
 """The frozen base: what never trains, and what keeps a reload from touching it.
 
-An 8-bit base is frozen as a whole. Its state is then no part of what a run learns: a checkpoint holds adapters only, and
-`load_state_dict` (best model, resume) takes the trained part and leaves the base alone. Stock PyTorch would cast
+An 8-bit base is frozen as a whole. Its state is then no part of what a run learns: a checkpoint holds adapters only,
+and `load_state_dict` (best model, resume) takes the trained part and leaves the base alone. Stock PyTorch would cast
 floats into the int8 weights, or set them to zero, in silence.
 """
 

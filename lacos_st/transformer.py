@@ -24,7 +24,6 @@ from peft import LoraConfig, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
-from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR
@@ -160,8 +161,8 @@ class Corpus:
         run: int = 8,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
-        self.run = run
-        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english", "text", "source"])
+        self.table, self.run = work_dir / "texts.parquet", run
+        table = pq.read_table(self.table, columns=["lang", "english", "text", "source"])
         langs, translation = table["lang"].to_numpy(), table["english"].to_numpy()
         rows = np.load(work_dir / "english.npy")
         ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * 8192, len(rows))
@@ -185,9 +186,6 @@ class Corpus:
         total = sum(size.values())
         self.share = {"en": english, **{lang: (1 - english) * n / total for lang, n in size.items()}}
         source = table["source"].combine_chunks().dictionary_encode().indices.to_numpy()
-        self.codes = table["lang"].combine_chunks().dictionary_encode().indices.to_numpy()
-        self.natural = ~np.char.startswith(table["source"].to_numpy().astype(str), "freedict")
-        self.counted = np.isin(langs, [lang for lang, factor in FAVOUR.items() if factor >= 0.5])
         self.reach = {}
         for lang, pool in self.pools.items():
             kind = source[pool[: len(pool) - run + 1]]
@@ -215,10 +213,14 @@ class Corpus:
         Of languages that count (FAVOUR) and have enough text: in a rarer one a piece of a word may be frequent by
         accident.
         """
-        rows = np.flatnonzero(self.natural & self.counted)
-        lengths = np.diff(self.offsets)[rows]
+        table = pq.read_table(self.table, columns=["lang", "source"])
+        langs = table["lang"].combine_chunks().dictionary_encode()
+        favoured = pa.array([lang for lang, factor in FAVOUR.items() if factor >= 0.5])
+        written = pc.invert(pc.starts_with(pc.cast(table["source"], pa.string()), "freedict"))
+        rows = np.flatnonzero(pc.and_(written, pc.is_in(pc.cast(table["lang"], pa.string()), favoured)).to_numpy())
+        codes, lengths = langs.indices.to_numpy()[rows], np.diff(self.offsets)[rows]
         pieces = np.concatenate([self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]).astype(np.int64)
-        codes, sizes = self.codes[rows], np.bincount(self.codes[rows])
+        sizes = np.bincount(codes)
         counts = np.bincount(np.repeat(codes, lengths) * vocabulary + pieces, minlength=len(sizes) * vocabulary)
         return counts.reshape(len(sizes), vocabulary)[sizes >= 1500]
 

@@ -87,7 +87,6 @@ def main() -> None:
     parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
     parser.add_argument("--english", type=float, default=0.4)
     parser.add_argument("--lexical", nargs="*", metavar="LANG=SHARE", help="of the spelling in the target; *: others")
-    parser.add_argument("--spelt", type=float, default=0.3, help="share of the spelling in the first token vectors")
     parser.add_argument("--pooling", choices=["mean", "weightedmean"], default="mean")
     parser.add_argument("--run", type=int, default=8, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
@@ -110,11 +109,13 @@ def main() -> None:
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state_path = output / "state.pt"
-    if state_path.exists():
-        model = LacosBloomModel.from_pretrained(output)
+    state = torch.load(state_path, weights_only=True) if state_path.exists() else None  # its own, of an earlier run
+    if state:
+        model = LacosBloomModel(LacosBloomModel.config_class.from_pretrained(output))
+        model.load_state_dict(state["model"])
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
-        vectors = token_vectors(tokenizer, corpus, args.work_dir, lexical=args.spelt)
+        vectors = token_vectors(tokenizer, corpus, args.work_dir, lexical=0.6)
         quiet_(model, torch.from_numpy(vectors), torch.from_numpy(rarity(corpus, len(tokenizer))))
     else:
         model = grow(LacosBloomModel.from_pretrained(args.start or args.work_dir / "static"), args.layers)
@@ -128,8 +129,7 @@ def main() -> None:
     )
     peak = [group["lr"] for group in optimizer.param_groups]
     first = 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+    if state:
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
         print(f"going on at step {first}", flush=True)
@@ -161,7 +161,7 @@ def main() -> None:
             mean = 0.0
         if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
             model.eval()
-            save(model, output, {"optimizer": optimizer.state_dict(), "step": step + 1})
+            save(model, output, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(args.work_dir / "tokenizer" / name, output / name)
             if sets:

@@ -89,13 +89,15 @@ def embed(model: BloomModel, ids: Tensor, bounds: Tensor, pooling: str = "mean")
     return states.new_zeros(len(lengths), states.shape[1]).index_add(0, sentence, states * weight[:, None])
 
 
-def save(model: BloomModel, directory: Path, state: dict | None = None) -> None:
-    """Write weights, then the training state; each replaces the old one whole."""
+def save(model: BloomModel, directory: Path, state: dict) -> None:
+    """Write the weights for whoever reads the model, and the training state, one file with weights of its own.
+
+    Each replaces the old one whole; a run killed between the two goes on from the state.
+    """
     temporary = directory.with_name(directory.name + ".part")
     model.save_pretrained(temporary)
     directory.mkdir(parents=True, exist_ok=True)
-    if state:
-        torch.save(state, temporary / "state.pt")
+    torch.save(state, temporary / "state.pt")
     for file in sorted(temporary.iterdir()):
         file.replace(directory / file.name)
     temporary.rmdir()

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from lacos_st import kernels
+from lacos_st.quantization import quantize_rows
 
 CHUNK = 8192
 
@@ -37,16 +38,13 @@ class LinearInt8(torch.nn.Module):
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
-        weight = linear.weight.data
-        scale = weight.abs().amax(1) / 127
-        self.bias, self.scale = linear.bias.data, scale
-        self.weight = (weight / scale[:, None]).round().to(torch.int8).t()
+        weight, scale = quantize_rows(linear.weight.data)
+        self.bias, self.weight, self.scale = linear.bias.data, weight.t(), scale[:, 0]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in) -> (..., out)."""
-        flat = x.reshape(-1, x.shape[-1])
-        scale = flat.abs().amax(1, keepdim=True) / 127
-        product = kernels.multiply((flat / scale).round().to(torch.int8), self.weight)
+        rows, scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        product = kernels.multiply(rows, self.weight)
         return torch.addcmul(self.bias, product.float() * scale, self.scale).view(*x.shape[:-1], -1)
 
 
