@@ -130,7 +130,7 @@ def time_interleaved(
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    capabilities = torch.cpu.get_capabilities()
     return {
         "device": torch.cuda.get_device_name()
         if device != "cpu"
