@@ -1,6 +1,6 @@
 """What the CPU multiplies fast: fp32, bf16 and int8 products at bloom-560m's sizes, one round each in turn.
 
-Decides which 8-bit form `auto` may take (`lacos_st/quantization.py`); the table in `docs/performance.md` comes from here.
+Decides which 8-bit form `auto` may take (`lacos_st/quantization.py`); `docs/performance.md` shows the table.
 
 python benchmarks/products.py --output docs/benchmarks/products.json
 """
