@@ -46,7 +46,7 @@ class LacosTransformer(Transformer):
     Args:
         model_name_or_path: A BLOOM checkpoint: Hub name or local directory; full precision or saved in 8 bits.
         quantization: "int8" quantises linear layers and the embedding table on load and freezes the base; "none"
-            keeps it as stored, for comparison. A directory saved in 8 bits stays in 8 bits.
+            keeps it as stored, for comparison.
         compute_form: How 8-bit layers compute when encoding ("auto", "w8a8", "w8a16", "bnb"); see `quantization.py`.
         training_form: The same while training.
         template: Text put around every input, with `{text}` once, for example
@@ -58,7 +58,8 @@ class LacosTransformer(Transformer):
         **kwargs: As for ST's `Transformer` (`model_kwargs`, `processor_kwargs`, `config_kwargs`, ...).
 
     Raises:
-        LacosError: The checkpoint is no BLOOM, or the template leaves no room for text.
+        LacosError: The checkpoint is no BLOOM, or in 8 bits with `quantization="none"`, or the template leaves no room
+            for text.
     """
 
     def __init__(
@@ -144,7 +145,12 @@ class LacosTransformer(Transformer):
     ) -> PreTrainedModel:
         options = self._load_options
         stored_in_8_bits = getattr(config, "quantization_config", None) is not None
-        quantized = options["quantization"] == "int8" or stored_in_8_bits
+        quantized = options["quantization"] == "int8"
+        if stored_in_8_bits and not quantized:
+            raise LacosError(
+                f"quantization='none' asks for full precision, and {model_name_or_path!r} is stored in 8 bits: what "
+                "rounding took away is not there. Load it in int8, or name the checkpoint it was made from."
+            )
         if quantized and not stored_in_8_bits:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
         dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype

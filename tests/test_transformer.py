@@ -42,6 +42,12 @@ def test_int8_stays_close_to_full_precision(tiny_bloom):
     assert (a * b).sum(1).min() > 0.998
 
 
+def test_what_is_stored_in_8_bits_is_not_taken_for_full_precision(tiny_bloom, tmp_path):
+    LacosSentenceTransformer(tiny_bloom).save_pretrained(str(tmp_path / "model"))
+    with pytest.raises(LacosError, match="stored in 8 bits"):
+        LacosSentenceTransformer(tmp_path / "model", transformer_options={"quantization": "none"})
+
+
 def test_answers_do_not_depend_on_batch_mates(tiny_model):
     alone = np.concatenate([tiny_model.encode([text], normalize_embeddings=True) for text in CORPUS])
     order = [3, 1, 4, 0, 9, 2, 6, 5, 10, 8, 7]
