@@ -161,6 +161,30 @@ class _Gather(torch.autograd.Function):
         return grads[0].index_select(0, ctx.saved_tensors[0]), None, None
 
 
+class _ProductsBackward(torch.autograd.Function):
+    """Fused attention whose gradient is computed with plain products.
+
+    PyTorch's fused backward pass is slow on a CPU in bf16: 357 ms against 57 (512 sequences of 20 tokens, 8 heads of
+    32). What it saves, a (T, T) matrix a head, is small in a short group.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v, bias)
+        return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        q, k, v, bias = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        weights = (torch.matmul(q * scale, k.transpose(-1, -2)).float() + bias).softmax(-1)
+        dweights = torch.matmul(grads[0], v.transpose(-1, -2)).float()
+        dscores = weights * (dweights - (weights * dweights).sum(-1, keepdim=True))
+        dscores = dscores.mul_(scale).to(q.dtype)
+        dv = torch.matmul(weights.to(q.dtype).transpose(-1, -2), grads[0])
+        return torch.matmul(dscores, k), torch.matmul(dscores.transpose(-1, -2), q), dv, None
+
+
 def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dropout: float = 0.0) -> Tensor:
     """ALiBi attention over packed tokens.
 
@@ -191,7 +215,10 @@ def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dro
             bias = _bias(heads, group.length, symmetric, qkv.dtype, qkv.device)
             if symmetric and group.key_mask is not None:
                 bias = bias.masked_fill(~group.key_mask, -math.inf)
-            out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+            if qkv.requires_grad and qkv.dtype == torch.bfloat16 and not qkv.is_cuda and dropout == 0:
+                out = _ProductsBackward.apply(q, k, v, bias)
+            else:
+                out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
         out = out.transpose(1, 2).reshape(group.sequences * group.length, hidden)
         if group.unpad is not None:
             out = out.index_select(0, group.unpad)

@@ -35,6 +35,17 @@ def eager_attention(qkv, lengths, heads, symmetric):
     return torch.cat(outputs)
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_bf16_gradients_are_fp64s_to_rounding(symmetric):
+    torch.manual_seed(0)
+    lengths = [12, 10, 10, 3, 1]
+    qkv = torch.randn(sum(lengths), 3 * HIDDEN).bfloat16().requires_grad_()
+    dy = torch.randn(sum(lengths), HIDDEN).bfloat16()
+    (ours,) = torch.autograd.grad(attend(qkv, layout_of(lengths), HEADS, symmetric), qkv, dy)
+    (reference,) = torch.autograd.grad(eager_attention(qkv, lengths, HEADS, symmetric), qkv, dy.double())
+    assert (ours.double() - reference.double()).norm() < 1e-2 * reference.double().norm()
+
+
 def layout_of(lengths):
     boundaries = torch.tensor([0, *sorted(lengths, reverse=True)]).cumsum(0)
     return plan(1, sum(lengths), torch.device("cpu"), None, boundaries)

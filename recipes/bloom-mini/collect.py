@@ -30,6 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dictionaries import LICENCE as DICTIONARIES
 from dictionaries import gloss, load
+from translate import LICENCE as TRANSLATED
+from translate import translations
 
 Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
 
@@ -236,6 +238,7 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
     parser.add_argument("--dictionaries", type=Path, help="folder of FreeDict's files as dictd reads them")
     parser.add_argument("--glosses", type=int, default=30000, help="of English sentences, for each language")
+    parser.add_argument("--apertium", type=int, default=0, metavar="N", help="N English sentences, translated by rules")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -263,12 +266,19 @@ def main() -> None:
         english_texts = [t for t, lang, kind in texts if lang == "en" and kind != "wordnet" and 15 <= len(t) <= 110]
         yield from dictionary_rows(load(args.dictionaries), english_texts, args.glosses)
 
+    def translated() -> Iterator[tuple[str, str, Row]]:
+        english_texts = [t for t, lang, kind in texts if lang == "en" and kind != "freedict" and 15 <= len(t) <= 160]
+        for text, row in translations(random.Random(1).sample(english_texts, min(len(english_texts), args.apertium))):
+            yield "apertium", TRANSLATED, {"en": text, **row}
+
     noncommercial = not args.commercial_only
     rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]
     if args.wordnet:
         rows.append(wordnet_rows(args.wordnet))
     if args.dictionaries:
         rows.append(glossed())
+    if args.apertium:
+        rows.append(translated())
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence

@@ -32,6 +32,7 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st.bloom import LacosBloomModel
+from lacos_st.quantization import has_fast_bf16
 
 
 def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: Path, lexical: float) -> np.ndarray:
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
     parser.add_argument("--start", type=Path, help="deep: the static model; default: static below --work-dir")
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=256, help="sentences a step")
     parser.add_argument("--lr", type=float, default=2e-3)
@@ -142,7 +143,8 @@ def main() -> None:
         factor = min(1.0, (step + 1) / 100, (args.steps - step) / (args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
-        sentences = embed(model, batch.ids, batch.bounds, args.pooling)
+        with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
+            sentences = embed(model, batch.ids, batch.bounds, args.pooling)
         loss = loss_of(sentences, batch.targets, args.matrix, args.near, args.run)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -1,9 +1,7 @@
-"""The samples that travel with the package: triplets under licences that allow commercial redistribution.
+"""The NLI sample that travels with the package: triplets under licences that allow commercial redistribution.
 
-* `nli-train`, `nli-dev`: a premise, what it entails, what it contradicts.
-* `translations-train`: an English sentence, its translation, and the translation of another sentence that is spelt
-  most like the right one (Tatoeba, NTREX). NLI triplets hold little but English, and the space turned away from the
-  other languages.
+`nli-train` and `nli-dev`: a premise, what it entails, what it contradicts; mostly English (`sample_languages.py` has
+the others).
 
 InferBR (Portuguese, MIT) is left out: its triplets cost Portuguese five points (`docs/ablations.md`).
 
@@ -20,9 +18,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-from collect import ISO, jsonl, norm, read_lines, sts_sentences
-from sklearn.feature_extraction.text import TfidfVectorizer
+from collect import jsonl, norm, sts_sentences
 
 from lacos_st.embedded import ASSETS
 
@@ -40,36 +36,6 @@ LICENCES = {
     "farstail": "Apache-2.0",
 }
 HELD_OUT = ("snli.test", "mnli.dev-mismatched", "indonli.test-lay", "klue-nli.dev")
-
-
-TATOEBA = {"es": 2000, "fr": 2000, "de": 1500, "zh": 2000, "vi": 700, "id": 700, "ja": 700}
-NTREX = {"arb": 900, "hin": 900, "por": 900, "por-BR": 600, "ita": 600, "tur": 500, "rus": 500, "nld": 500, "pol": 500}
-
-
-def translations(data_dir: Path, forbidden: set[str], longest: int, choose: random.Random) -> list[dict[str, str]]:
-    """Triplets (English, its translation, a translation spelt like it)."""
-    found = []
-    english = read_lines(data_dir / "parallel/ntrex128/eng.txt.gz")
-    sources = [
-        (lang, [(r["en"], r[lang]) for r in jsonl(data_dir / f"parallel/tatoeba.en-{lang}.train.jsonl.gz")], count)
-        for lang, count in TATOEBA.items()
-    ] + [
-        (ISO[code], list(zip(english, read_lines(data_dir / f"parallel/ntrex128/{code}.txt.gz"), strict=True)), count)
-        for code, count in NTREX.items()
-    ]
-    for _, pairs, count in sources:
-        usable = [
-            pair for pair in pairs
-            if len(pair[0]) >= 12 and max(map(len, pair)) <= longest and not forbidden & {norm(text) for text in pair}
-        ]  # fmt: skip
-        once = list({norm(left): (left, right) for left, right in usable}.values())
-        chosen = choose.sample(once, min(count, len(once)))
-        table = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4)).fit_transform([right for _, right in chosen])
-        alike = (table @ table.T).toarray()
-        alike[alike > 0.8] = -1  # itself, and what may mean the same
-        for (left, right), nearest in zip(chosen, np.argmax(alike, 1), strict=True):
-            found.append({"anchor": left, "positive": right, "negative": chosen[nearest][1]})
-    return found
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -107,9 +73,6 @@ def main() -> None:
             held.append(row)
     anchors = {norm(row["anchor"]) for row in held}
     train = [row for row in kept if norm(row["anchor"]) not in anchors]
-    other = translations(args.data_dir, forbidden, args.longest, random.Random(args.seed))
-    write(args.output / "translations-train.jsonl.gz", [row for row in other if norm(row["anchor"]) not in anchors])
-    print("translations-train", len(other))
     for name, part in (("nli-train", train), ("nli-dev", held)):
         columns = ("anchor", "positive", "negative")
         write(args.output / f"{name}.jsonl.gz", [{key: row[key] for key in columns} for row in part])

@@ -78,13 +78,13 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
 
 def embed(model: BloomModel, ids: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
     """(tokens,) ids of sentences end to end -> (sentences, hidden), as ST's pooling of the same name does."""
-    states = model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0]
+    states = model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
     lengths = bounds.diff()
     sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     if pooling == "mean":
-        weight = 1 / lengths.to(states.dtype)[sentence]
+        weight = 1 / lengths.float()[sentence]
     else:
-        weight = (torch.arange(len(ids)) - bounds[:-1].repeat_interleave(lengths) + 1).to(states.dtype)
+        weight = (torch.arange(len(ids)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
         weight = weight / (lengths * (lengths + 1) / 2)[sentence]
     return states.new_zeros(len(lengths), states.shape[1]).index_add(0, sentence, states * weight[:, None])
 
