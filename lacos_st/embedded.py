@@ -39,6 +39,7 @@ EMBEDDED = ("bloom-mini", "lacos-bloom")
 ASSETS = Path(__file__).parent / "assets"
 _SAMPLES = {
     "nli-train": "samples/nli-train.jsonl.gz",
+    "languages-train": "samples/languages-train.jsonl.gz",
     "nli-dev": "samples/nli-dev.jsonl.gz",
     "sts17": "sts",
 }
@@ -51,7 +52,8 @@ def sample_path(name: str) -> Path:
     """Path of an embedded data sample.
 
     Args:
-        name: "nli-train" (triplets), "nli-dev" (held-out triplets) or "sts17" (a folder of STS17 test pairs).
+        name: "nli-train" (triplets, mostly English), "languages-train" (triplets across and within other languages),
+            "nli-dev" (held-out triplets) or "sts17" (a folder of STS17 test pairs).
             Sources and licences: `assets/NOTICE.md`.
 
     Returns:

@@ -308,7 +308,7 @@ def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
         "min_score": config.min_score,
         "seed": config.seed,
     }
-    train_sources = config.train_data or [_sample("nli-train")]
+    train_sources = config.train_data or [_sample("nli-train"), _sample("languages-train")]
     data = load_training_data(train_sources, max_rows=config.max_rows, **options)
     eval_sources = config.eval_data or ([] if config.train_data else [_sample("nli-dev")])
     if eval_sources:

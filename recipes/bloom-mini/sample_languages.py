@@ -64,7 +64,7 @@ def within(triplets: list[Triplet], count: int, choose: random.Random) -> list[T
     for position, lang in enumerate(ROUTES):
         part = chosen[position * count : (position + 1) * count]
         sentences = list(dict.fromkeys(text for triplet in part for text in triplet.values()))
-        into = {text: " ".join(row.get(lang, "").split()) for text, row in translations(sentences)}
+        into = {text: " ".join(row.get(lang, "").split()) for text, row in translations(sentences, [lang])}
         rows = [{column: into[triplet[column]] for column in COLUMNS} for triplet in part]
         found += [row for row in rows if all(row.values()) and len({norm(text) for text in row.values()}) == 3]
     return found

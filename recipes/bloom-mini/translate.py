@@ -10,9 +10,10 @@ forgives. Catalan, the pair best looked after, is the way to French, Portuguese 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 LICENCE = "the licence of the English sentence"
@@ -23,6 +24,7 @@ ROUTES = {
     "it": ("eng-cat", "cat-ita"),
 }
 CHUNK = 2000
+MARKS = re.compile(r"(?<=\w)#|[@*](?=\w)")  # a form that could not be made, a word that is not known
 
 
 def run(mode: str, sentences: tuple[str, ...]) -> list[str]:
@@ -32,7 +34,7 @@ def run(mode: str, sentences: tuple[str, ...]) -> list[str]:
     """
     text = "\n\n".join(sentences) + "\n"
     found = subprocess.run(["apertium", "-u", mode], input=text, capture_output=True, text=True, check=False).stdout
-    kept = found.strip("\n").split("\n\n")
+    kept = MARKS.sub("", found.removesuffix("\n")).split("\n\n")
     if len(kept) == len(sentences):
         return kept
     if len(sentences) == 1:
@@ -43,27 +45,32 @@ def run(mode: str, sentences: tuple[str, ...]) -> list[str]:
     return kept + run(mode, rest[: max(half, 1)]) + (run(mode, rest[max(half, 1) :]) if len(rest) > 1 else [])
 
 
-def translations(sentences: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def translations(
+    sentences: list[str], languages: Iterable[str] = tuple(ROUTES)
+) -> Iterator[tuple[str, dict[str, str]]]:
     """(sentence, its translation in each language) in order.
 
     Raises:
         SystemExit: Apertium or one of its pairs is not installed.
     """
+    routes = {lang: ROUTES[lang] for lang in languages}
     installed = ""
     if shutil.which("apertium"):
         installed = subprocess.run(["apertium", "-l"], capture_output=True, text=True, check=True).stdout
-    missing = sorted({mode for route in ROUTES.values() for mode in route} - set(installed.split()))
+    missing = sorted({mode for route in routes.values() for mode in route} - set(installed.split()))
     if missing:
         raise SystemExit(f"Apertium's {', '.join(missing)} not found: install the packages that translate.py names.")
 
     def chunk(part: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
         by_mode: dict[tuple[str, ...], list[str]] = {(): list(part)}
-        for route in ROUTES.values():
+        for route in routes.values():
             for depth in range(1, len(route) + 1):
                 if route[:depth] not in by_mode:
-                    by_mode[route[:depth]] = run(route[depth - 1], tuple(by_mode[route[: depth - 1]]))
+                    by_mode[route[:depth]] = run(
+                        route[depth - 1], tuple(text or "." for text in by_mode[route[: depth - 1]])
+                    )
         return [
-            (text, {lang: by_mode[route][i] for lang, route in ROUTES.items() if by_mode[route][i]})
+            (text, {lang: by_mode[route][i] for lang, route in routes.items() if by_mode[route][i] not in ("", ".")})
             for i, text in enumerate(part)
         ]
 
