@@ -140,7 +140,7 @@ def main() -> None:
     began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
     for step in range(first, args.steps):
         batch = corpus.batch(args.batch // world, args.seed, step * world + rank)
-        factor = min(1.0, (step + 1) / 100, (args.steps - step) / (args.cooldown * args.steps))
+        factor = min(1.0, (step + 1) / 100, (args.steps - step) / max(1, args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
