@@ -20,7 +20,7 @@ from copy import deepcopy
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -43,6 +43,24 @@ def write_base(model: PreTrainedModel, root: Path) -> None:
     config = deepcopy(model.config)
     config.architectures = ["BloomModel"]
     config.save_pretrained(root)
+
+
+def check_plain_lora(config: PeftConfig, name: str) -> None:
+    """Refuse adapters that checkpoints, merging and the fast path would carry in part only.
+
+    Raises:
+        LacosError: No LoRA, or LoRA with more than its two matrices a layer.
+    """
+    extras = {
+        "use_dora": getattr(config, "use_dora", False),
+        "lora_bias": getattr(config, "lora_bias", False),
+        "bias": getattr(config, "bias", "none") not in ("none", None),
+        "modules_to_save": bool(getattr(config, "modules_to_save", None)),
+    }
+    found = [key for key, there in extras.items() if there]
+    if not isinstance(config, LoraConfig) or found:
+        what = f"LoRA with {', '.join(found)}" if isinstance(config, LoraConfig) else type(config).__name__
+        raise LacosError(f"The adapter {name!r} is {what}, and LACoS keeps plain LoRA: leave these settings out.")
 
 
 def write_adapter(
@@ -147,7 +165,8 @@ def move_into(stage: Path, target: Path) -> None:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / file, target / file)
     names = {str(file) for file in files}
-    for old in [*target.glob("*.safetensors*"), *target.glob("adapter*"), *target.glob("adapter/**/*")]:
+    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*")
+    for old in [path for kind in kinds for path in target.glob(kind)]:
         if old.is_file() and str(old.relative_to(target)) not in names:
             old.unlink()
     if (target / "adapter").is_dir() and not any((target / "adapter").rglob("*.*")):

@@ -158,6 +158,8 @@ class LacosBloomModel(BloomModel):
             ``last_hidden_state`` in the shape of the input, zeros at pads.
         """
         if past_key_values is not None or use_cache or output_attentions:
+            if self.h and self.h[0].symmetric:
+                raise LacosError("A symmetric model has neither a cache nor attentions to give: it sees both sides.")
             return super().forward(
                 input_ids,
                 past_key_values,

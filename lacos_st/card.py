@@ -7,6 +7,7 @@ without this package.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -37,15 +38,18 @@ def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
         "weights": "8 bits, frozen" if transformer.quantization == "int8" else str(transformer.model.dtype),
         "compute": f"{transformer.compute_form} to encode, {transformer.training_form} to train, "
         f"{str(transformer.model.dtype).removeprefix('torch.')} activations",
-        "adapters": ", ".join(
-            f"{name} (rank {c.r}, {'+'.join(sorted(c.target_modules))})" for name, c in adapters.items()
-        )
+        "adapters": ", ".join(f"{name} (rank {c.r}, {_targets(c.target_modules)})" for name, c in adapters.items())
         or "none",
         "template": transformer.template,
         "pooling": model[1].pooling_mode,
         "max_seq_length": model.max_seq_length,
         "dimension": model.get_embedding_dimension(),
     }
+
+
+def _targets(modules: str | Iterable[str]) -> str:
+    """PEFT keeps layer names as a set, or one regular expression."""
+    return modules if isinstance(modules, str) else "+".join(sorted(modules))
 
 
 def section(model: LacosSentenceTransformer, name: str) -> str:
@@ -86,7 +90,7 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             f"{record['device']}, peak memory {record['peak_bytes'] / 2**30:.1f} GiB; the best step was "
             f"{record['best_step']}.",
             "",
-            f"Data: {', '.join(record['recipe']['train_data']) or 'the NLI sample that comes with lacos-st'}. "
+            f"Data: {', '.join(record['recipe']['train_data']) or 'the samples that come with lacos-st'}. "
             "The licences of the base and of the data apply to the model.",
             "",
             "| STS17 (Spearman x 100) | before | after |",

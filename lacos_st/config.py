@@ -48,13 +48,19 @@ class LacosConfig:
     quantization: Literal["int8", "none"] = _option("int8", "8-bit base weights, or none for comparison")
     compute_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute when encoding")
     training_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute while training")
-    attention: Literal["causal", "symmetric"] = _option("causal", "as BLOOM was trained, or bidirectional")
+    attention: Literal["causal", "symmetric"] | None = _option(
+        None, "as BLOOM was trained, or bidirectional; none: as the base was saved, else causal"
+    )
     # -- embedding
     pooling: Literal["weightedmean", "lasttoken", "mean"] | None = _option(
         None, "how tokens become a sentence; none: as the base says, weightedmean where it says nothing"
     )
-    template: str = _option("{text}</s>", "text put around every input; {text} stands for it")
-    max_seq_length: int = _option(128, "tokens kept of each text while training and in the saved model")
+    template: str | None = _option(
+        None, "text put around every input, with {text} for it; none: as the base was saved, else {text}</s>"
+    )
+    max_seq_length: int | None = _option(
+        None, "tokens kept of each text, here and in the saved model; none: as the base was saved, else 128"
+    )
     # -- adapter
     lora_rank: int = _option(16, "inner dimension of the LoRA update")
     lora_alpha: int = _option(32, "the update is scaled by alpha / rank")
@@ -116,7 +122,7 @@ class LacosConfig:
         for name in ("lora_dropout", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:
                 raise LacosError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
-        if self.template.count("{text}") != 1:
+        if self.template is not None and self.template.count("{text}") != 1:
             raise LacosError(f"template={self.template!r} must contain {{text}} exactly once.")
         if not self.lora_targets:
             raise LacosError("lora_targets is empty: name at least one layer, for example query_key_value.")

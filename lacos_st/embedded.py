@@ -12,7 +12,7 @@ The hash names the assets' content, so a new release never reads an old cache. A
 and complete, also where several processes unpack at once.
 
 Packed bytes and unpacked model are the same weights: the scales of the table fit into bf16, and a table of
-`row * scale / 127` in fp16 or fp32 quantises back to the very bytes (see `quantization.quantize_table`).
+`row * scale / 127` in fp16 or fp32 quantises back to the very bytes (see `embedding_table.quantize_table`).
 """
 
 from __future__ import annotations

@@ -53,6 +53,8 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         padding_idx: As in ``nn.Embedding``.
     """
 
+    absmax: Tensor
+
     def __init__(self, table: Tensor, dtype: torch.dtype, padding_idx: int | None = None) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = table.shape
@@ -73,29 +75,30 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         return layer
 
     def _set(self, rows: Tensor, absmax: Tensor) -> None:
-        # A buffer: sentence-transformers casts modules to the dtype of a model's first parameter.
+        # Buffers: sentence-transformers casts modules to the dtype of a model's first parameter, and what is set on a
+        # tensor is lost on the way to another process.
         self.register_buffer("weight", rows)
-        self.weight.SCB = absmax
+        self.register_buffer("absmax", absmax, persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up token ids (...) -> (..., H) in ``self.dtype``."""
         ids = input.reshape(-1)
-        scale = self.weight.SCB.index_select(0, ids) * (1 / 127)
+        scale = self.absmax.index_select(0, ids) * (1 / 127)
         rows = self.weight.data.index_select(0, ids) * scale[:, None]
-        return rows.to(self.dtype).view(*input.shape, -1)
+        return rows.to(self.dtype).view(*input.shape, self.embedding_dim)
 
     def dequantize(self, dtype: torch.dtype = torch.float16) -> Tensor:
         """Return the whole table (V, H) in ``dtype``."""
         table = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
         for start in range(0, len(table), 8192):
             part = slice(start, start + 8192)
-            table[part] = self.weight.data[part] * (self.weight.SCB[part] * (1 / 127))[:, None]
+            table[part] = self.weight.data[part] * (self.absmax[part] * (1 / 127))[:, None]
         return table
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LacosEmbedding8bit":
-        absmax = self.weight.SCB
+        absmax = self.absmax
         super()._apply(fn, recurse)
-        self.weight.SCB = absmax.to(self.weight.device)
+        self.absmax = absmax.to(self.weight.device)  # fp32, whatever the model is cast to
         floating = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
         self.dtype = floating.dtype  # a model cast to another dtype expects its embeddings in it
         return self
@@ -116,7 +119,7 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
             return
         rows, absmax = quantize_table(table)
         self.weight.data.copy_(rows)
-        self.weight.SCB.copy_(absmax)
+        self.absmax.copy_(absmax)
 
 
 def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:

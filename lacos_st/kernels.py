@@ -19,6 +19,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -58,15 +59,17 @@ _COLUMNS, _STEP = 16, 16  # of `multiply`: columns of a panel, what k is rounded
 _PARALLEL_FROM = 1 << 14
 
 
-def _compiler() -> str | None:
-    return os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+def _compiler() -> list[str]:
+    """The compiler's command, `CC` first; empty where there is none."""
+    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    return shlex.split(found or "")
 
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had. The first call compiles: a second or so."""
     compiler = _compiler()
-    if compiler is None:
+    if not compiler:
         logger.info("no C compiler: int8 layers use PyTorch's own operations, which are slower.")
         return None
     from lacos_st.embedded import cache_directory
@@ -79,7 +82,7 @@ def library() -> ctypes.CDLL | None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=target.parent) as directory:
                 built = Path(directory) / "kernels.so"
-                command = [compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+                command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
                 subprocess.run(command, check=True, capture_output=True, timeout=120)
                 built.replace(target)  # atomic: of two processes that compile at once, either result serves
         loaded = ctypes.CDLL(str(target))

@@ -185,7 +185,7 @@ def give_memory_back() -> bool:
     """
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     return bool(mallopt and mallopt(-3, 1 << 20))  # M_MMAP_THRESHOLD
 
 
@@ -242,7 +242,7 @@ def available_memory(device: torch.device | str = "cpu") -> int:
 def auto_batch_size(
     config: Any, *, available: float | None = None, largest: int = 512, device: torch.device | str = "cpu", **run: Any
 ) -> int:
-    """Return the largest power-of-two batch whose predicted peak fits.
+    """Return the largest batch whose predicted peak fits: ``largest``, or a power of two below it.
 
     Args:
         config: The base's `transformers.BloomConfig`.
@@ -258,11 +258,8 @@ def auto_batch_size(
         LacosError: If not even one row fits.
     """
     budget = 0.9 * available_memory(device) if available is None else available
-    fits = [
-        2**power
-        for power in range(largest.bit_length())
-        if 2**power <= largest and predict(config, batch_size=2**power, device=device, **run).total <= budget
-    ]
+    sizes = {2**power for power in range(largest.bit_length())} | {largest}
+    fits = [size for size in sizes if predict(config, batch_size=size, device=device, **run).total <= budget]
     if not fits:
         need = predict(config, batch_size=1, device=device, **run).total
         raise LacosError(

@@ -34,6 +34,7 @@ from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
+from lacos_st.files import write_json
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.transformer import LacosTransformer
@@ -83,6 +84,7 @@ class LacosSentenceTransformer(SentenceTransformer):
     ) -> None:
         self._transformer_options = transformer_options or {}
         self._default_pooling = pooling
+        self.is_plain_checkpoint = False
         path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         with _without_dtype_advice():
             super().__init__(path, modules=modules, **kwargs)
@@ -110,16 +112,31 @@ class LacosSentenceTransformer(SentenceTransformer):
                 f"max_seq_length={transformer.max_seq_length} leaves no room for text: the template "
                 f"{transformer.template!r} alone takes {added} tokens."
             )
-        for module in self:
-            if (
-                isinstance(module, Pooling)
-                and not module.include_prompt
-                and not transformer.template.startswith("{text}")
-            ):
-                raise LacosError(
-                    f"include_prompt=False cannot go with the template {transformer.template!r}: the prompt would "
-                    "stand inside the template and could not be left out. Use a template that begins with {text}."
-                )
+        if any(isinstance(module, Pooling) and not module.include_prompt for module in self):
+            self._check_prompt_can_be_left_out()
+
+    def _check_prompt_can_be_left_out(self) -> None:
+        template = self.transformer.template
+        if not template.startswith("{text}"):
+            raise LacosError(
+                f"include_prompt=False cannot go with the template {template!r}: the prompt would stand inside the "
+                "template and could not be left out. Use a template that begins with {text}."
+            )
+
+    def set_pooling_include_prompt(self, include_prompt: bool) -> None:
+        """As ST's.
+
+        Raises:
+            LacosError: The template puts something before the prompt, so that it cannot be left out.
+        """
+        if not include_prompt:
+            self._check_prompt_can_be_left_out()
+        super().set_pooling_include_prompt(include_prompt)
+
+    @property
+    def is_loaded_in_8bit(self) -> bool:
+        """Tells the Trainer not to copy the model to every GPU of the process: 8-bit weights lose their scales."""
+        return self.transformer.quantization == "int8"
 
     # -- loading -----------------------------------------------------------------------------------------------
 
@@ -154,6 +171,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             **self._transformer_options,
         )
         self.model_card_data.base_model = transformer.base["name"]
+        self.is_plain_checkpoint = True
         return [transformer, LacosPooling(transformer.get_embedding_dimension(), self._default_pooling)], {}
 
     @classmethod
@@ -205,6 +223,8 @@ class LacosSentenceTransformer(SentenceTransformer):
                 str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
             )
             self._name_stock_classes(stage)
+            if self.training_record is not None:
+                write_json(stage / "training.json", self.training_record)
             move_into(stage, target)
         except OSError as error:
             raise disk_error(error, target) from error

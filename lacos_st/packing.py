@@ -74,7 +74,7 @@ def _layout(lengths: list[int], starts: Tensor | None, mask: Tensor | None, devi
     """Plan a batch from its lengths and either first places (flattened) or the mask (padded)."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)
     ordered = [lengths[i] for i in order]
-    index = torch.tensor(order, device=device)
+    index = torch.tensor(order, dtype=torch.long, device=device)
     if mask is not None:
         if min(lengths, default=0) == mask.shape[1]:
             places = None

@@ -6,8 +6,8 @@ The loop is ST's own trainer. This file chooses its arguments and keeps two prom
   optimiser, scheduler, random state). Killed at any moment, the same call goes on from the newest complete
   checkpoint and ends with the same adapter bit for bit; Ctrl-C writes one first. The finished model appears in
   `<output>` at once and complete, and then the run directory goes.
-- *Nothing is mixed.* One process works on an output at a time; a run directory of another recipe, or a finished
-  model, is an error unless `overwrite` is set.
+- *Nothing is mixed.* One process works on an output at a time; a checkpoint of another recipe, or a finished model,
+  is an error unless `overwrite` is set. With it, too, an interrupted run of the same recipe goes on.
 """
 
 from __future__ import annotations
@@ -40,12 +40,14 @@ from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
 from lacos_st.progress import Progress, checkpoint_on_interrupt
 from lacos_st.quantization import default_compute_dtype
+from lacos_st.transformer import LORA_TARGETS
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers.base.evaluation import BaseEvaluator
 
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
+TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
 _HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 _STS = Path(__file__).parent / "assets" / "sts"
 # Settings that may change between a run and its continuation without changing what is learnt.
@@ -82,20 +84,29 @@ def train(
     except OSError as error:
         raise LacosError(f"The output {str(output)!r} cannot be made: {error.strerror}. Choose another.") from error
     with locked(run):
+        if _is_finished(config, output, run):  # it was killed just before its last step
+            shutil.rmtree(run)
+            return LacosSentenceTransformer(output)
         checkpoint = _prepare(config, output, run)
         data = _build_data(config)
-        mini_batch = config.mini_batch_size or _mini_batch_that_fits(config, data[0])
+        # Kept beside the checkpoints: with other mini-batches dropout would fall differently.
+        chosen = run / "mini_batch.json"
+        if checkpoint is not None and chosen.is_file():
+            mini_batch = json.loads(chosen.read_text(encoding="utf-8"))
+        else:
+            mini_batch = config.mini_batch_size or _mini_batch_that_fits(config, data[0])
+            write_json(chosen, mini_batch)
         while True:
             try:
-                model, trainer = _fit(config, run, checkpoint, data, mini_batch, evaluator, callbacks)
+                model = _fit(config, run, checkpoint, data, mini_batch, evaluator, callbacks)
                 break
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
                 mini_batch = _smaller(config, mini_batch, error)
+                write_json(chosen, mini_batch)
                 checkpoint = latest_checkpoint(run / "checkpoints")
         model.save_pretrained(str(output))
-        write_json(output / "training.json", {**(model.training_record or {}), "log": trainer.state.log_history})
         shutil.rmtree(run)
     return model
 
@@ -108,7 +119,7 @@ def _fit(
     mini_batch: int | None,
     evaluator: BaseEvaluator | None,
     callbacks: list[TrainerCallback] | None,
-) -> tuple[LacosSentenceTransformer, SentenceTransformerTrainer]:
+) -> LacosSentenceTransformer:
     """One attempt, from the seed or a checkpoint to the best step."""
     if config.gradient_checkpointing and not torch.cuda.is_available():
         give_memory_back()  # else the heap's holes eat most of what checkpointing saves
@@ -116,6 +127,8 @@ def _fit(
     model = _build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.
     model.model_card_data.widget = _widget(data[1])
+    if evaluator is not None and evaluator.primary_metric is None:
+        evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
     trainer = SentenceTransformerTrainer(
         model=model,
         args=_arguments(config, run, len(data[0]), evaluator),
@@ -150,7 +163,7 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     model.training_record = {
-        "recipe": config.to_dict(),
+        "recipe": {**config.to_dict(), **_adapter_settings(model)},
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
@@ -162,8 +175,9 @@ def _fit(
         "peak_bytes": _peak_bytes(model.device),
         "scores_before": before,
         "scores_after": sts_sample(model),
+        "log": trainer.state.log_history,
     }
-    return model, trainer
+    return model
 
 
 def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
@@ -174,7 +188,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
         base_config(config.base),
         largest=config.batch_size,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        length=config.max_seq_length,
+        length=config.max_seq_length or TRAINING_LENGTH,
         texts=len(data.column_names),
         rank=config.lora_rank,
         targets=tuple(config.lora_targets),
@@ -184,7 +198,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
         quantization=config.quantization,
         compute_form=config.training_form,
     )
-    return None if 2 * rows > config.batch_size else rows
+    return None if rows == config.batch_size else rows
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -249,36 +263,53 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch:
     return MaskedMultipleNegativesRankingLoss(model, **options)
 
 
+def _is_finished(config: LacosConfig, output: Path, run: Path) -> bool:
+    """Whether this very run has put its model in place already; `training.json` is part of what is moved there."""
+    recipe = run / "recipe.yaml"
+    return (
+        not config.overwrite
+        and (output / "training.json").is_file()
+        and recipe.is_file()
+        and not _differences(LacosConfig.from_yaml(recipe), config)
+    )
+
+
+def _differences(earlier: LacosConfig, config: LacosConfig) -> list[str]:
+    return [
+        f"{item.name}: {getattr(earlier, item.name)!r} there, {getattr(config, item.name)!r} now"
+        for item in fields(config)
+        if item.name not in _FREE and getattr(earlier, item.name) != getattr(config, item.name)
+    ]
+
+
 def _prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
     """Make or check the run directory; return the checkpoint to go on from."""
-    if config.overwrite:
-        shutil.rmtree(run / "checkpoints", ignore_errors=True)
-        (run / "recipe.yaml").unlink(missing_ok=True)
-    elif output.is_file() or (output.is_dir() and any(output.iterdir())):
+    if not config.overwrite and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
         raise LacosError(
             f"The output {str(output)!r} exists already and is not empty. Choose another output, or set overwrite "
             "(--overwrite) to replace the model there."
         )
     recipe = run / "recipe.yaml"
     run.mkdir(parents=True, exist_ok=True)
-    if not recipe.is_file():
+    checkpoint = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None or not recipe.is_file():
         config.to_yaml(recipe)
         return None
-    earlier = LacosConfig.from_yaml(recipe)
-    changed = [
-        f"{item.name}: {getattr(earlier, item.name)!r} there, {getattr(config, item.name)!r} now"
-        for item in fields(config)
-        if item.name not in _FREE and getattr(earlier, item.name) != getattr(config, item.name)
-    ]
+    changed = _differences(LacosConfig.from_yaml(recipe), config)
+    if changed and config.overwrite:
+        shutil.rmtree(run / "checkpoints")
+        config.to_yaml(recipe)
+        return None
     if changed:
         raise LacosError(
             f"An unfinished run with another recipe is in {str(run)!r} ({'; '.join(changed)}). Use its settings to "
             "go on with it, or set overwrite (--overwrite) to start afresh."
         )
-    return latest_checkpoint(run / "checkpoints")
+    return checkpoint
 
 
 def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
+    asked = {name: getattr(config, name) for name in ("template", "attention", "max_seq_length")}
     model = LacosSentenceTransformer(
         config.base,
         revision=config.revision,
@@ -287,18 +318,37 @@ def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
             "quantization": config.quantization,
             "compute_form": config.compute_form,
             "training_form": config.training_form,
-            "template": config.template,
-            "attention": config.attention,
-            "max_seq_length": config.max_seq_length,
+            **{name: value for name, value in asked.items() if value is not None},  # else as the base was saved
         },
     )
+    if model.is_plain_checkpoint and config.max_seq_length is None:
+        model.max_seq_length = TRAINING_LENGTH
     if config.pooling not in (None, model[1].pooling_mode):
         model[1] = LacosPooling(model.get_embedding_dimension(), config.pooling)
     if model.transformer.adapter_names:
         model.transformer.set_trainable()
+        kept = {key: value for key, value in _adapter_settings(model).items() if value != getattr(config, key)}
+        if kept:
+            warnings.warn(
+                f"The base has an adapter, and that one is trained on, with its own {kept}. To start a new one, merge "
+                "it first (lacos-st merge).",
+                stacklevel=3,
+            )
     else:
         model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, tuple(config.lora_targets))
     return model
+
+
+def _adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
+    """The recipe's settings of the adapter as it is."""
+    lora = model.transformer.model.peft_config[model.transformer.adapter_names[0]]
+    targets = lora.target_modules
+    return {
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "lora_targets": [targets] if isinstance(targets, str) else sorted(targets, key=LORA_TARGETS.index),
+    }
 
 
 def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
@@ -372,6 +422,7 @@ def _arguments(
         greater_is_better=evaluator.greater_is_better if evaluator else False,
         logging_steps=config.logging_steps,
         report_to=config.report_to or "none",
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on
         dataloader_pin_memory=not on_cpu,
     )
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
+from lacos_st.artifact import RECORD, check_plain_lora, describe_base, is_hub_name, write_adapter, write_base
 from lacos_st.bloom import accelerate_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, keep_frozen_
@@ -144,14 +144,16 @@ class LacosTransformer(Transformer):
         **model_kwargs: Any,
     ) -> PreTrainedModel:
         options = self._load_options
-        stored_in_8_bits = getattr(config, "quantization_config", None) is not None
+        stored_in_8_bits = options["stored_in_8_bits"] = getattr(config, "quantization_config", None) is not None
         quantized = options["quantization"] == "int8"
         if stored_in_8_bits and not quantized:
             raise LacosError(
                 f"quantization='none' asks for full precision, and {model_name_or_path!r} is stored in 8 bits: what "
                 "rounding took away is not there. Load it in int8, or name the checkpoint it was made from."
             )
-        if quantized and not stored_in_8_bits:
+        if stored_in_8_bits:
+            model_kwargs.pop("quantization_config", None)
+        elif quantized:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
         dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype
         dtype = _compute_dtype(dtype, quantized, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -256,7 +258,7 @@ class LacosTransformer(Transformer):
         """Fold the active adapter into the base: in float, then quantised again row by row, never added to int8.
 
         Raises:
-            LacosError: There is no adapter, or more than one.
+            LacosError: There is no adapter, more than one, or one that is no plain LoRA.
         """
         if len(self.adapter_names) != 1:
             raise LacosError(
@@ -264,6 +266,7 @@ class LacosTransformer(Transformer):
                 "delete_adapter() the others first."
             )
         name = self.adapter_names[0]
+        check_plain_lora(self.model.peft_config[name], name)
         for path, layer in list(self.model.named_modules()):
             if isinstance(layer, LoraLayer):
                 base = layer.get_base_layer()
@@ -282,7 +285,7 @@ class LacosTransformer(Transformer):
     # -- text --------------------------------------------------------------------------------------------------
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As ST's; `prompt_length` (batch,) counts, for each text, the tokens that lie wholly within the prompt.
+        """As ST's; `prompt_length` (batch,) counts each text's tokens up to the last wholly within the prompt.
 
         ST counts the prompt by itself, which also drops the first word of a text where a prompt ends in a space:
         there the tokenizer joins that space to the word.
@@ -293,7 +296,10 @@ class LacosTransformer(Transformer):
         if prompt and "prompt_length" in features and all(isinstance(text, str) for text in inputs):
             whole = self.tokenizer([prompt + text for text in inputs], truncation=True, return_offsets_mapping=True)
             features["prompt_length"] = torch.tensor(
-                [sum(0 <= start < end <= len(prompt) for start, end in text) for text in whole["offset_mapping"]]
+                [
+                    max((i + 1 for i, (start, end) in enumerate(text) if start < end <= len(prompt)), default=0)
+                    for text in whole["offset_mapping"]
+                ]
             )
         return features
 
@@ -318,7 +324,8 @@ class LacosTransformer(Transformer):
         By reference: the active adapter in the root with its base's name, others in `<name>/`.
 
         Raises:
-            LacosError: `safe_serialization=False`, or nothing to save (no adapter and no base).
+            LacosError: `safe_serialization=False`, nothing to save (no adapter and no base), an adapter that is no
+                plain LoRA, or several active at once.
         """
         if not self.saved_by_lacos:
             raise LacosError(
@@ -329,6 +336,13 @@ class LacosTransformer(Transformer):
             raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
         root = Path(output_path)
         names = self.adapter_names
+        for name in names:
+            check_plain_lora(self.model.peft_config[name], name)
+        if names and len(self.model.active_adapters()) > 1:
+            raise LacosError(
+                f"The adapters {', '.join(self.model.active_adapters())} are active at once, and a saved model begins "
+                "with one: set_adapter() one of them."
+            )
         if not names and not self.save_base:
             raise LacosError(
                 f"There is no adapter to save, and the base stays at {self.base['name']!r}: add_lora() first."
@@ -361,7 +375,7 @@ class LacosTransformer(Transformer):
             model_kwargs["adapter_kwargs"] = {"subfolder": "adapter"}
         if not self.save_base:
             model_kwargs["dtype"] = str(self.model.dtype).removeprefix("torch.")
-            if self.quantization == "int8":
+            if self.quantization == "int8" and not self._load_options["stored_in_8_bits"]:
                 model_kwargs["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
         if model_kwargs:
             config["model_kwargs"] = model_kwargs

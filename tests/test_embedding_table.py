@@ -28,11 +28,11 @@ def test_table_survives_saving_bit_by_bit(seed, scale, dtype):
     assert saved["weight"].dtype == dtype
     rows, absmax = quantize_table(saved["weight"])
     assert torch.equal(rows, embedding.weight.data)
-    assert torch.equal(absmax, embedding.weight.SCB)
+    assert torch.equal(absmax, embedding.absmax)
     other = LacosEmbedding8bit(torch.randn(50, 32), torch.float32)
     other.load_state_dict(saved)
     assert torch.equal(other.weight.data, rows)
-    assert torch.equal(other.weight.SCB, absmax)
+    assert torch.equal(other.absmax, absmax)
     ids = torch.randint(0, 50, (2, 7), generator=generator)
     torch.testing.assert_close(other(ids), saved["weight"].float()[ids], rtol=8e-3, atol=1e-7)
 
@@ -55,5 +55,20 @@ def test_embedding_keeps_its_place_in_a_model():
         model.load_state_dict({"table.weight": torch.zeros(41, 8)})
     with pytest.raises(RuntimeError, match="Missing"):
         model.load_state_dict({})
-    packed = LacosEmbedding8bit.from_quantized(model.table.weight.data, model.table.weight.SCB, torch.float32)
+    packed = LacosEmbedding8bit.from_quantized(model.table.weight.data, model.table.absmax, torch.float32)
     torch.testing.assert_close(packed(ids), model.table.float()(ids))
+
+
+def test_it_goes_to_another_process():
+    import pickle
+    from multiprocessing.reduction import ForkingPickler
+
+    table = LacosEmbedding8bit(torch.randn(50, 16), torch.float32)
+    ids = torch.tensor([[3, 7], [49, 0]])
+    twin = pickle.loads(ForkingPickler.dumps(table))
+    assert torch.equal(twin(ids), table(ids))
+
+
+def test_no_ids_give_no_rows():
+    table = LacosEmbedding8bit(torch.randn(50, 16), torch.float32)
+    assert table(torch.zeros(0, dtype=torch.long)).shape == (0, 16)

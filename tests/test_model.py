@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import CORPUS, randomise, tree, write_tiny_bloom
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
@@ -194,3 +195,54 @@ def test_fresh_warnings_do_not_reach_the_user(tiny_bloom, caplog):
         warnings.simplefilter("error")
         LacosSentenceTransformer(tiny_bloom)
     assert "was loaded in torch" not in caplog.text
+
+
+def test_by_reference_to_a_base_that_is_stored_in_8_bits(tmp_path):
+    model = randomise(LacosSentenceTransformer("bloom-mini", device="cpu").add_lora(rank=2))
+    model.save(str(tmp_path / "adapter"), self_contained=False)
+    again = LacosSentenceTransformer(tmp_path / "adapter", device="cpu")
+    np.testing.assert_array_equal(again.encode(TEXTS), model.encode(TEXTS))
+
+
+def test_saving_by_reference_over_a_whole_model_leaves_none_of_its_parts(tiny_bloom, tmp_path):
+    model = randomise(LacosSentenceTransformer(tiny_bloom).add_lora(rank=2))
+    model.save(str(tmp_path / "model"))
+    model.save(str(tmp_path / "model"), self_contained=False)
+    np.testing.assert_array_equal(LacosSentenceTransformer(tmp_path / "model").encode(TEXTS), model.encode(TEXTS))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"lora_bias": True}, "lora_bias"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"modules_to_save": ["ln_f"]}, "modules_to_save"),
+    ],
+)
+def test_what_is_no_plain_lora_is_not_saved_in_part(tiny_bloom, tmp_path, options, named):
+    model = LacosSentenceTransformer(tiny_bloom)
+    model.add_adapter(LoraConfig(r=2, target_modules=["query_key_value"], **options))
+    with pytest.raises(LacosError, match=named):
+        model.save(str(tmp_path / "model"))
+    with pytest.raises(LacosError, match=named):
+        model.merge_adapter()
+
+
+def test_two_adapters_active_at_once_are_not_saved_as_one(tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom).add_lora(name="a").add_lora(name="b")
+    model.transformer.model.set_adapter(["a", "b"])
+    with pytest.raises(LacosError, match="a, b are active at once"):
+        model.save(str(tmp_path / "model"))
+
+
+def test_a_prompt_inside_a_template_cannot_be_left_out_later_either(tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"template": 'It says "{text}":'})
+    with pytest.raises(LacosError, match="stand inside the template"):
+        model.set_pooling_include_prompt(False)
+
+
+def test_a_symmetric_model_has_no_attentions_to_give(tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"attention": "symmetric"})
+    with pytest.raises(LacosError, match="sees both sides"):
+        model.transformer.model(torch.tensor([[5, 6]]), output_attentions=True)

@@ -73,6 +73,16 @@ def test_input_gradient_and_nothing_is_kept(form, tolerance):
     assert not any(7 in shape for shape in saved), "a frozen layer has no use for its activations in backward"
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5])
+def test_small_fp16_gradients_do_not_vanish(size):
+    layer = lacos_layer("w8a16").train().half()
+    x = torch.randn(7, IN).half().requires_grad_()
+    dy = (size * torch.randn(7, OUT)).half()
+    (dx,) = torch.autograd.grad(layer(x), x, dy)
+    expected = dy.float() @ dense(layer)
+    assert (dx.float() - expected).norm() < 1e-2 * expected.norm()
+
+
 def test_bias_may_train():
     layer = lacos_layer("w8a16").train()
     layer.bias.requires_grad_(True)

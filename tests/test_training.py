@@ -164,6 +164,82 @@ def test_another_recipe_does_not_mix_with_an_unfinished_run(interrupted):
         train(changed)
 
 
+def test_overwriting_goes_on_with_the_same_recipe_and_starts_afresh_with_another(interrupted, undisturbed):
+    config, checkpoints = interrupted
+    train(LacosConfig.from_dict({**config.to_dict(), "overwrite": True}))
+    assert_same(adapter(config.output), adapter(undisturbed))
+    assert not checkpoints.exists()
+    train(LacosConfig.from_dict({**config.to_dict(), "overwrite": True, "lora_rank": 2}))
+    assert json.loads((Path(config.output) / "training.json").read_text())["recipe"]["lora_rank"] == 2
+
+
+def test_a_mistake_before_the_first_step_binds_nothing(tiny_bloom, triplets, tmp_path):
+    with pytest.raises(LacosError, match=r"missing\.csv"):
+        train(config_for(tiny_bloom, tmp_path / "missing.csv", tmp_path / "model"))
+    train(config_for(tiny_bloom, triplets, tmp_path / "model", max_steps=1))
+
+
+def test_killed_between_saving_and_cleaning_up(tiny_bloom, triplets, tmp_path, monkeypatch):
+    config = config_for(tiny_bloom, triplets, tmp_path / "model", max_steps=2)
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        if Path(path).suffix == ".run":
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    before = adapter(tmp_path / "model")
+    assert train(config).encode("a dog").shape == (64,)
+    assert not (tmp_path / "model.run").exists()
+    assert_same(adapter(tmp_path / "model"), before)
+
+
+def test_early_stopping_counts_on_after_an_interruption(tiny_bloom, triplets, tmp_path):
+    from transformers import TrainerCallback
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    options = {"eval_steps": 1, "early_stopping_patience": 3, "learning_rate": 1e-9}
+    steps = []
+    for name in ("whole", "interrupted"):
+        config = config_for(tiny_bloom, triplets, tmp_path / name, **options)
+        if name == "interrupted":
+            with pytest.raises(TrainingInterrupted):
+                train(config, callbacks=[Interrupt()])
+        train(config)
+        steps.append(json.loads((tmp_path / name / "training.json").read_text())["steps"])
+    assert steps[0] == steps[1]
+
+
+def test_an_evaluator_of_sentence_transformers_chooses_the_best_step(tiny_bloom, triplets, tmp_path):
+    from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
+
+    evaluator = EmbeddingSimilarityEvaluator(WORDS[:8], WORDS[4:12], [0.1 * i for i in range(8)], name="mine")
+    train(config_for(tiny_bloom, triplets, tmp_path / "model", max_steps=4), evaluator=evaluator)
+    record = json.loads((tmp_path / "model" / "training.json").read_text())
+    scores = [entry["eval_mine_spearman_cosine"] for entry in record["log"] if "eval_mine_spearman_cosine" in entry]
+    assert record["best_metric"] == max(scores)
+
+
+def test_training_on_keeps_what_the_base_was_saved_with(tiny_bloom, triplets, tmp_path):
+    options = {"template": 'It says "{text}":', "attention": "symmetric", "max_seq_length": 40}
+    first = LacosSentenceTransformer(tiny_bloom, transformer_options=options).add_lora(rank=2, alpha=3)
+    with pytest.warns(UserWarning, match="cannot express symmetric"):
+        first.save(str(tmp_path / "base"))
+    with pytest.warns(UserWarning, match="'lora_rank': 2"):
+        trained = train(config_for(tmp_path / "base", triplets, tmp_path / "model", max_steps=1))
+    kept = trained.transformer
+    assert (kept.template, kept.attention, kept.max_seq_length) == tuple(options.values())
+    assert trained.training_record["recipe"]["lora_alpha"] == 3
+
+
 def test_an_output_that_is_not_empty_is_refused(tiny_bloom, triplets, tmp_path):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "thesis.txt").write_text("precious")
