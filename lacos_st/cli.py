@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", nargs="+", metavar="RESULTS")
     report.add_argument("-o", "--output", default="report.html", help="the page; plots go beside it")
     report.add_argument("--title", default="Sentence similarity", help="heading of the page")
+    report.add_argument("--split", choices=["test", "dev"], help="results to show; default: test, where there are any")
 
     overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")
     overlap.add_argument("train", nargs="+", metavar="TRAIN")
@@ -242,7 +243,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from lacos_st.report import write_report
 
-    for path in write_report(arguments.results, arguments.output, title=arguments.title):
+    for path in write_report(arguments.results, arguments.output, title=arguments.title, split=arguments.split):
         print(f"Wrote {path}")
 
 

@@ -266,6 +266,8 @@ def _given(table: Table, first: Row, columns: Columns) -> dict[str, list[str]]:
     for role, names in columns.items():
         if role not in NAMES and role != "negative":
             raise DataError(f"columns has the unknown role {role!r}. Known: {', '.join(NAMES)}, negative.")
+        if role != "negative" and not isinstance(names, str) and len(names) != 1:
+            raise DataError(f"columns names {len(names)} columns for the role {role!r}, which takes one.")
         for name in [names] if isinstance(names, str) else names:
             if name not in first.values:
                 raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(map(repr, first.values))}.")

@@ -191,6 +191,7 @@ _AT_LEAST = {
     "eval_steps": 1,
     "early_stopping_patience": 1,
     "logging_steps": 1,
+    "seed": 0,
 }
 
 

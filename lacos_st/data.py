@@ -100,10 +100,12 @@ class DataReport:
 
 
 def _log(report: DataReport) -> None:
-    for line in str(report).splitlines():
-        logger.info(line)
+    for source in report.sources:
+        for line in str(source).splitlines():
+            logger.info(line)
     for note in report.notes:
         logger.warning(note)
+    logger.info("%s training rows", f"{report.rows:,}")
 
 
 def load_training_data(
@@ -162,8 +164,13 @@ def load_training_data(
     parts = []
     for name, _ in weighted:
         chosen: Any = columns.get(name) if per_source and isinstance(columns, Mapping) else columns
-        table = _open(name)
+        table = open_source(name)
         parts.append(_read(table, layout_of(table, chosen), on_bad_row, min_score))
+    if min_score is not None and not any(part.report.kind == "scored" for part in parts):
+        raise DataError(
+            f"min_score={min_score} is set, and no source is read with scores. Leave it out, or name the columns: "
+            "columns=['anchor=...', 'positive=...', 'score=...']."
+        )
     report = DataReport([part.report for part in parts])
     negatives = min(part.negatives for part in parts)
     for part in parts:
@@ -221,7 +228,12 @@ def _weighted(sources: Sources) -> list[tuple[str, float]]:
     return weighted
 
 
-def _open(name: str) -> Table:
+def open_source(name: str) -> Table:
+    """Open a training source by name: a file, a directory that `datasets` saved, or a Hub data set.
+
+    Raises:
+        DataError: There is no such file, or the data set cannot be had.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return open_hub(str(path))
@@ -307,6 +319,8 @@ def _read(table: Table, layout: Layout, on_bad_row: str, min_score: float | None
         part.nli = match_nli(*(np.asarray(values) for values in (premises, hypotheses, labels)))
     if builder is None or (part.nli is not None and not len(part.nli[0]) + len(part.nli[2])):
         why = f" First: {report.examples[0]}." if report.examples else ""
+        if not report.read:
+            raise DataError(f"{table.name} gives no training row: it holds nothing but blank lines.")
         raise DataError(
             f"{table.name} gives no training row: {report.read:,} read, {report.bad:,} bad, the others "
             f"{'without an entailment' if layout.kind == 'nli' else f'below min_score={min_score}'}.{why}"

@@ -125,8 +125,12 @@ def encode_file(
         raise LacosError(f"An .npy file holds no ids: write .parquet, or leave id_column={id_column!r} away.")
     if prompt_name is not None and prompt_name not in model.prompts:
         raise LacosError(f"The model has no prompt {prompt_name!r}, but {', '.join(model.prompts) or 'none'}.")
+    if devices is not None:
+        _check_devices([devices] if isinstance(devices, str) else devices)
     table = open_file(input)
     before = os.stat(input)
+    if output.exists() and output.samefile(input):
+        raise LacosError(f"The output {str(output)!r} is the input itself, which would be lost: choose another name.")
     with locked(output):
         source = _scan(table, column, id_column, wanted_ids=output.suffix == ".parquet")
         encoder = _Encoder(model, batch_size, normalize, prompt_name, truncate_dim, devices)
@@ -285,6 +289,16 @@ class _Encoder:
             where = {"pool": self.pool} if self.pool else {"device": self.devices[0] if self.devices else None}
             result[rows] = self.model.encode([texts[i] for i in rows], **where, **self.options)
         return result
+
+
+def _check_devices(names: Sequence[str]) -> None:
+    import torch
+
+    for name in names:
+        try:
+            torch.empty(0, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise LacosError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 @contextmanager

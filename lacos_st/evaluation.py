@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import json
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -28,13 +26,13 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from lacos_st.errors import LacosError
-from lacos_st.results import LEXICAL, Evaluation, SetResult
+from lacos_st.files import atomic, write_json
+from lacos_st.results import LEXICAL, MODELS, Evaluation, SetResult
 from lacos_st.runner import Runner, random_state_kept
 from lacos_st.tables import csv_rows, figure, markdown
 from lacos_st.tasks import MissingDataError, plan
 
 Model: TypeAlias = str | Path | SentenceTransformer
-EMBEDDED = ("bloom-mini", "lacos-bloom")
 
 
 def evaluate(
@@ -80,6 +78,8 @@ def evaluate(
         >>> [(r.name, round(r.score, 2)) for r in found.sets if r.model != "lexical"]
         [('STS17/en-en', 87.59)]
     """
+    if batch_size < 1:
+        raise LacosError(f"batch_size={batch_size} must be at least 1.")
     planned = plan(tasks, languages, data_dir, split)
     directory = None if output is None else Path(output)
     say = _Progress(progress)
@@ -112,8 +112,10 @@ def evaluate(
         raise LacosError("No data set could be had.\n" + "\n".join(missing.values()))
     evaluation = Evaluation.of_sets(sets, list(missing.values()))
     if directory is not None:
-        _write(directory / "summary.md", markdown(evaluation))
-        _write(directory / "summary.csv", csv_rows(evaluation))
+        for name, text in {"summary.md": markdown(evaluation), "summary.csv": csv_rows(evaluation)}.items():
+            with atomic(directory / name) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        write_json(directory / MODELS, evaluation.models)
     return evaluation
 
 
@@ -254,12 +256,9 @@ def _load(source: Model) -> SentenceTransformer:
     """Load a model, a BLOOM on this package's fast path, any other as sentence-transformers does."""
     if isinstance(source, SentenceTransformer):
         return source
-    config = Path(source) / "config.json"
-    if str(source) in EMBEDDED or (
-        config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "bloom"
-    ):
-        from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model import LacosSentenceTransformer, is_bloom
 
+    if is_bloom(str(source)):
         return LacosSentenceTransformer(str(source))
     try:
         return SentenceTransformer(str(source))
@@ -269,10 +268,3 @@ def _load(source: Model) -> SentenceTransformer:
             f"{str(source)!r} could not be loaded as a sentence-transformers model ({why}). Give a directory "
             "that has modules.json or config.json, or a Hub name that is reachable or in the cache."
         ) from reason
-
-
-def _write(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)

@@ -50,6 +50,7 @@ WHOLE = {("sick", "en"): ("SICK-R", ("train", "trial", "test"))}
 
 DEV = ("dev", "validation", "val", "trial")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[^.]+)\.(?P<split>[^.]+)\.jsonl(\.gz)?")
 
 _SCHEMA = pa.schema([("sentence1", pa.string()), ("sentence2", pa.string()), ("score", pa.float64())])
@@ -147,14 +148,17 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
             values = row.values
             needed = [name for name in _SCHEMA.names if name not in values]
             first, second, score = (values.get(name, "") for name in _SCHEMA.names)
-            number = isinstance(score, int | float) and not isinstance(score, bool) and math.isfinite(score)
+            number = isinstance(score, int | float) and not isinstance(score, bool) and abs(score) < 1e300
             empty = [n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()]
+            broken = [n for n in _SCHEMA.names[:2] if n not in empty and _SURROGATE.search(values[n])]
             if needed:
                 problem = f"no column {', '.join(needed)}; this row has {', '.join(values) or 'none'}."
             elif empty:
                 problem = f"{empty[0]} must be a sentence, not {values[empty[0]]!r}."
+            elif broken:
+                problem = f"{broken[0]} contains half a surrogate pair, which is no character."
             elif not number:
-                problem = f"score must be a finite number, not {score!r}."
+                problem = f"score must be a finite number, not {repr(score)[:40]}."
             else:
                 yield first, second, float(score)
                 continue

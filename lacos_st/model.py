@@ -29,7 +29,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import RECORD, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.embedding_table import quantize_embedding_
@@ -329,6 +329,20 @@ def accelerate(
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
     return model
+
+
+def is_bloom(name: str) -> bool:
+    """Whether a directory, embedded model or Hub name (where it can be reached) is a BLOOM, or an adapter for one."""
+    from transformers import AutoConfig
+
+    from lacos_st.embedded import EMBEDDED
+
+    if Path(name, RECORD).is_file() or (name in EMBEDDED and not Path(name).is_dir()):
+        return True
+    try:
+        return bool(AutoConfig.from_pretrained(name).model_type == "bloom")
+    except (OSError, ValueError):  # another library's, or none at all
+        return False
 
 
 @contextmanager

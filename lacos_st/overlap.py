@@ -24,10 +24,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lacos_st.data import open_source
 from lacos_st.errors import LacosError
-from lacos_st.hub import open_hub
 from lacos_st.local_sets import read_pairs
-from lacos_st.readers import Table, open_file
+from lacos_st.readers import DataError, Table
 from lacos_st.tasks import SAMPLE, plan
 
 _EXAMPLES = 3
@@ -127,7 +127,7 @@ def check_overlap(
     index = _Index(_evaluation_files(Path(data_dir) if data_dir is not None else SAMPLE))
     overlap = Overlap(files=len(index.files))
     for source in map(str, sources):
-        table = open_file(source) if Path(source).is_file() else open_hub(source)
+        table = open_source(source)
         rows, found = _scan(table, index, progress)
         overlap.rows[source] = rows
         overlap.found.extend(found)
@@ -201,6 +201,8 @@ def _scan(table: Table, index: _Index, progress: bool) -> tuple[int, list[SetOve
     examples: dict[int, list[str]] = {}
     rows = 0
     for row in table.rows():
+        if row.problem is not None:  # what cannot be read cannot be called clean
+            raise DataError(f"{table.place(row.number)}: {row.problem}")
         rows += 1
         if progress and rows % 1_000_000 == 0:
             print(f"{table.name}: {rows} rows", file=sys.stderr, flush=True)

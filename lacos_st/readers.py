@@ -257,6 +257,11 @@ def _csv(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
             return
         except csv.Error as error:
             why = f"cannot be parsed: {error}. Write a quote inside quotes twice, and close every quote"
+            if reader.line_num > number:
+                why = (
+                    f"lines {number} to {reader.line_num} cannot be told apart: {error}. Close every quote there; "
+                    f"a field may have {csv.field_size_limit():,} characters"
+                )
             yield Row(number, {}, next(iter(bad.values()), why))
             continue
         if bad:

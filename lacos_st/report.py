@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lacos_st.errors import LacosError
+from lacos_st.files import atomic
 from lacos_st.languages import language_name
 from lacos_st.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.statistics import Difference
@@ -37,6 +37,7 @@ def write_report(
     output: str | Path = "report.html",
     *,
     title: str = "Sentence similarity",
+    split: str | None = None,
 ) -> list[Path]:
     """Write an evaluation as a self-contained page, and its plots.
 
@@ -45,6 +46,7 @@ def write_report(
             the others are compared with it.
         output: The page; the plots take its name: `report-languages.png`, `.svg`, `report-scatter.png`, `.svg`.
         title: Heading of the page.
+        split: Which results of the directories to show, `test` or `dev`. Default: test, where there are any.
 
     Returns:
         The files that were written, the page first.
@@ -52,7 +54,7 @@ def write_report(
     Raises:
         LacosError: If there are no results, or a directory holds none.
     """
-    evaluation = results if isinstance(results, Evaluation) else Evaluation.load(results)
+    evaluation = results if isinstance(results, Evaluation) else Evaluation.load(results, split)
     if not evaluation.models:
         raise LacosError("There is nothing to report: the evaluation has no models.")
     page = Path(output)
@@ -75,9 +77,8 @@ def write_report(
     html = _TEMPLATE.read_text("utf-8")
     for place, content in parts.items():
         html = html.replace(f"<!--{place}-->", content)
-    temporary = page.with_name(f".{page.name}.{os.getpid()}")
-    temporary.write_text(html, encoding="utf-8")
-    temporary.replace(page)
+    with atomic(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return [page, *_plots(evaluation, page)]
 
 
@@ -351,8 +352,7 @@ def _save(plot: Any, page: Path, name: str) -> list[Path]:
     written = []
     for kind in ("png", "svg"):
         path = page.with_name(f"{page.stem}-{name}.{kind}")
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        plot.savefig(temporary, format=kind, dpi=150)
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            plot.savefig(temporary, format=kind, dpi=150)
         written.append(path)
     return written

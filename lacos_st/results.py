@@ -6,7 +6,7 @@ On disk, under the output directory:
     details/<model>/<revision>/<task>.<subset>.<split>.safetensors
                                                     the similarity and the gold score of every pair, with the
                                                     score, the time and the languages as metadata
-    summary.md, summary.csv                         the tables of the last run
+    summary.md, summary.csv, models.json            the tables of the last run, and the order of its models
 
 MTEB keeps correlations alone. Similarities are what a scatter plot, a confidence interval and a paired test
 need, so they are kept beside them: any two evaluations can be compared later without loading a model again.
@@ -15,7 +15,6 @@ need, so they are kept beside them: any two evaluations can be compared later wi
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,10 +25,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from lacos_st.errors import LacosError
+from lacos_st.files import atomic
 from lacos_st.languages import BLOOM_LANGUAGES
+from lacos_st.local_sets import DEV
 from lacos_st.statistics import Difference, bootstrap, interval, paired
 from lacos_st.tasks import ENGLISH, MULTILINGUAL
 
+MODELS = "models.json"
+"""File of an output directory: the models of its last run, in order."""
 LEXICAL = "lexical"
 """The baseline's name in tables and directories: character 2-4-gram TF-IDF."""
 
@@ -70,6 +73,11 @@ class SetResult:
         return self.task if self.subset == "default" else f"{self.task}/{self.subset}"
 
     @property
+    def is_test(self) -> bool:
+        """Whether the set is one to report, and not one to choose by."""
+        return self.split not in DEV
+
+    @property
     def group(self) -> str:
         """The mean that it counts in: English, or multilingual in BLOOM's languages or others."""
         if self.task in ENGLISH:
@@ -93,13 +101,12 @@ class SetResult:
         path = detail_path(directory, self.model, self.revision, self.task, self.subset, self.split)
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {k: v for k, v in asdict(self).items() if k not in ("similarity", "gold")}
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         arrays = {
             "similarity": np.ascontiguousarray(self.similarity),
             "gold": np.ascontiguousarray(self.gold),
         }
-        save_file(arrays, temporary, metadata={"result": json.dumps(facts)})
-        temporary.replace(path)
+        with atomic(path) as temporary:
+            save_file(arrays, temporary, metadata={"result": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: Path) -> SetResult:
@@ -172,7 +179,11 @@ class Evaluation:
     def means(self, model: str) -> list[Mean]:
         """Means over the sets that every model has: English, BLOOM's languages, other languages, all."""
         own, others = self.of(model), [self.of(other) for other in self.models]
-        common = [r for name, r in own.items() if len(r.gold) and all(name in other for other in others)]
+        common = [
+            r
+            for name, r in own.items()
+            if len(r.gold) and all(name in other and other[name].data == r.data for other in others)
+        ]
         groups = {
             group: [r for r in common if r.group == group]
             for group in ("English", "BLOOM languages", "other languages")
@@ -212,17 +223,19 @@ class Evaluation:
         return found
 
     @classmethod
-    def load(cls, directories: Iterable[str | Path] | str | Path) -> Evaluation:
-        """Read evaluations back from their output directories.
+    def load(cls, directories: Iterable[str | Path] | str | Path, split: str | None = None) -> Evaluation:
+        """Read evaluations back from their output directories, models in the order of the last run.
 
         Args:
             directories: One or more directories that `evaluate(..., output=...)` wrote.
+            split: `test` or `dev`, which are never shown together. Default: test, or dev where there is no other.
 
         Raises:
             LacosError: If a directory holds no results or a damaged one.
         """
         given = [directories] if isinstance(directories, str | Path) else list(directories)
         sets: list[SetResult] = []
+        order: list[str] = []
         for directory in map(Path, given):
             found = sorted((directory / "details").rglob("[!.]*.safetensors"), key=lambda p: p.stat().st_mtime)
             if not found:
@@ -231,7 +244,16 @@ class Evaluation:
                     "--output of `lacos-st evaluate`."
                 )
             sets.extend(SetResult.load(path) for path in found)
-        return cls.of_sets(sets)
+            if (directory / MODELS).is_file():
+                order += json.loads((directory / MODELS).read_text(encoding="utf-8"))
+        tested = [result for result in sets if result.is_test]
+        chosen = tested if split == "test" or (split is None and tested) else [r for r in sets if not r.is_test]
+        if not chosen:
+            raise LacosError(f"{', '.join(map(str, given))} holds no results of the {split} split.")
+        evaluation = cls.of_sets(chosen)
+        place = {name: position for position, name in enumerate(order)}
+        evaluation.models.sort(key=lambda name: place.get(name, len(place)))
+        return evaluation
 
     @classmethod
     def of_sets(cls, sets: Sequence[SetResult], missing: Sequence[str] = ()) -> Evaluation:

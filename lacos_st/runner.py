@@ -24,6 +24,7 @@ from mteb.abstasks import AbsTask
 from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderWrapper
 from sentence_transformers import SentenceTransformer
 
+from lacos_st.errors import LacosError
 from lacos_st.fingerprint import fingerprint
 from lacos_st.languages import languages_of
 from lacos_st.results import LEXICAL, SetResult, detail_path
@@ -65,10 +66,10 @@ class Runner:
         with random_state_kept():
             built = task.build()
             split = built.eval_splits[0]
-            results = self._cached(built, split)
+            results, resumable = self._cached(built, split)
             complete = all((self.name, subset) in results for subset in built.hf_subsets)
             if not complete:
-                results |= self._measure(built, split, resume=bool(results))
+                results |= self._measure(built, split, resume=resumable)
             if baseline and hasattr(built, "sink"):
                 for subset in built.hf_subsets:
                     gold = results[self.name, subset].gold
@@ -76,24 +77,29 @@ class Runner:
             built.unload_data()
         return results, complete
 
-    def _cached(self, task: AbsTask, split: str) -> Done:
-        """Results of this very model on these very rows that an earlier run left behind."""
+    def _cached(self, task: AbsTask, split: str) -> tuple[Done, bool]:
+        """What an earlier run left behind.
+
+        Returns:
+            Results of this very model on these very rows, and whether MTEB's file is of both, so that new sets may
+            be added to it.
+        """
         if self.directory is None or self.cache is None:
-            return {}
+            return {}, False
         try:
             stored = self.cache.load_task_result(task.metadata.name, self.meta)
         except ValueError:  # cut off while MTEB wrote it: errors of JSON and of pydantic
             self.cache.get_task_result_path(task.metadata.name, self.meta).unlink()
-            return {}
+            return {}, False
         if stored is None or stored.dataset_revision != task.metadata.revision:
-            return {}
+            return {}, False
         found: Done = {}
         for subset in {scores["hf_subset"] for scores in stored.scores.get(split, [])} & set(task.hf_subsets):
             kept = self._detail(self.name, self.revision, task, split, subset)
-            if kept is None:
-                return {}  # MTEB would think this one done and never hand out its similarities
+            if kept is None or kept.data != task.metadata.revision:
+                return {}, False  # MTEB would think this one done and never hand out its similarities
             found[self.name, subset] = kept
-        return found
+        return found, True
 
     def _measure(self, task: AbsTask, split: str, *, resume: bool) -> Done:
         """Encode what is missing. Each set is kept as soon as it is done, before MTEB writes its JSON."""
@@ -108,16 +114,23 @@ class Runner:
 
         if hasattr(task, "sink"):
             task.sink = keep
-        with _quiet():  # superseded tasks; constant similarities, which the table reports
-            outcome = mteb.evaluate(
-                self.wrapper,
-                task,
-                cache=self.cache,
-                overwrite_strategy="only-missing" if resume else "always",
-                encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
-                show_progress_bar=False,
-                co2_tracker=False,
-            )
+        try:
+            with _quiet():  # superseded tasks; constant similarities, which the table reports
+                outcome = mteb.evaluate(
+                    self.wrapper,
+                    task,
+                    cache=self.cache,
+                    overwrite_strategy="only-missing" if resume else "always",
+                    encode_kwargs={"batch_size": self.batch_size, "show_progress_bar": False},
+                    show_progress_bar=False,
+                    co2_tracker=False,
+                )
+        except ValueError as error:
+            if "contains NaN" in str(error) or "contains infinity" in str(error):
+                raise LacosError(
+                    f"{self.name} gives embeddings with NaN or infinity on {task.metadata.name}."
+                ) from error
+            raise
         if not hasattr(task, "sink"):  # not STS: MTEB's main score is all there is
             none, seconds = np.empty(0), outcome.task_results[0].evaluation_time or 0.0
             for scores in outcome.task_results[0].scores[split]:

@@ -150,7 +150,7 @@ class Difference:
         delta: The second model's score less the first's, in points.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        p: Two-sided bootstrap p-value that there is no difference; never below 1 / (resamples + 1).
+        p: Two-sided bootstrap p-value that there is no difference; never below 2 / (resamples + 1).
     """
 
     delta: float

@@ -20,6 +20,7 @@ import lacos_st.embedding_store
 from lacos_st.encoding import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic, locked
+from lacos_st.model import LacosSentenceTransformer
 from lacos_st.readers import DataError
 
 TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
@@ -414,7 +415,20 @@ def test_a_million_lines_in_bounded_memory(tmp_path, ending):
 
 @pytest.mark.slow
 def test_two_processes_give_the_same_rows(tiny_bloom, lines, tmp_path):
-    bloom = SentenceTransformer(str(tiny_bloom), device="cpu")
+    bloom = LacosSentenceTransformer(tiny_bloom, device="cpu")
     encode_file(bloom, lines, tmp_path / "one.npy", **QUIET)
     encode_file(bloom, lines, tmp_path / "two.npy", devices=["cpu", "cpu"], **QUIET)
     np.testing.assert_allclose(np.load(tmp_path / "two.npy"), np.load(tmp_path / "one.npy"), atol=1e-4)
+
+
+def test_the_input_is_never_the_output(tiny_model, tmp_path):
+    path = tmp_path / "texts.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"]}), path)
+    with pytest.raises(LacosError, match="is the input itself"):
+        encode_file(tiny_model, path, path, **QUIET)
+    assert pq.read_table(path).column_names == ["text"]
+
+
+def test_a_device_that_is_not_there_is_told_so(tiny_model, lines, tmp_path):
+    with pytest.raises(LacosError, match="'nonsense' cannot be used"):
+        encode_file(tiny_model, lines, tmp_path / "x.npy", devices="nonsense", **QUIET)

@@ -19,6 +19,7 @@ from lacos_st import evaluation as evaluation_module
 from lacos_st import tasks as tasks_module
 from lacos_st.errors import LacosError
 from lacos_st.evaluation import STSEvaluator, evaluate
+from lacos_st.model import LacosSentenceTransformer
 from lacos_st.results import LEXICAL, Evaluation
 from lacos_st.tables import csv_rows, markdown, published
 from lacos_st.tasks import SAMPLE, MissingDataError, plan
@@ -183,6 +184,63 @@ def test_a_lost_detail_is_measured_again(tmp_path, small):
     shutil.rmtree(tmp_path / "out" / "details")
     second = evaluate({"m": small}, data_dir=tmp_path / "data", output=tmp_path / "out", progress=False)
     assert np.array_equal(second.sets[0].similarity, first.sets[0].similarity)
+
+
+def test_test_and_dev_results_are_never_shown_as_one(tmp_path, small):
+    write_set(tmp_path / "data", "mine.en.test.jsonl")
+    write_set(tmp_path / "data", "mine.en.dev.jsonl", seed=1)
+    options = {"data_dir": tmp_path / "data", "output": tmp_path / "out", "progress": False, "baseline": False}
+    tested = evaluate(small, **options)
+    evaluate(small, split="dev", **options)
+    assert [r.split for r in Evaluation.load(tmp_path / "out").sets] == ["test"]
+    assert Evaluation.load(tmp_path / "out").sets[0].score == tested.sets[0].score
+    assert [r.split for r in Evaluation.load(tmp_path / "out", "dev").sets] == ["dev"]
+
+
+def test_a_narrower_run_takes_nothing_away(tmp_path, minilm, monkeypatch):
+    options = {"tasks": "sts-sample", "output": tmp_path, "progress": False, "baseline": False}
+    evaluate(minilm, languages=["es"], **options)
+    evaluate(minilm, languages=["en"], **options)
+    encoded = []
+    monkeypatch.setattr(minilm, "encode", lambda *a, **k: encoded.append(a))
+    assert {r.name for r in evaluate(minilm, languages=["es"], **options).sets} == {"STS17/es-es"}
+    assert not encoded
+
+
+def test_details_of_other_rows_are_not_taken_for_these(tmp_path, small):
+    data, out = tmp_path / "data", tmp_path / "out"
+    options = {"data_dir": data, "output": out, "progress": False, "baseline": False}
+    write_set(data, "mine.en.test.jsonl", pairs=40)
+    first = evaluate(small, **options)
+    (stored,) = (out / "results").rglob("local-mine.json")
+    kept = stored.read_bytes()
+    write_set(data, "mine.en.test.jsonl", pairs=30, seed=3)
+    evaluate(small, **options)
+    stored.write_bytes(kept)  # as after a kill between details and MTEB's file
+    write_set(data, "mine.en.test.jsonl", pairs=40)
+    again = evaluate(small, **options)
+    assert (len(again.sets[0].gold), again.sets[0].score) == (40, first.sets[0].score)
+
+
+def test_models_come_back_in_the_order_of_the_last_run(tmp_path, small, minilm):
+    write_set(tmp_path / "data", "mine.en.test.jsonl")
+    options = {"data_dir": tmp_path / "data", "output": tmp_path / "out", "progress": False, "baseline": False}
+    evaluate({"after": minilm}, **options)
+    found = evaluate({"before": small, "after": minilm}, **options)
+    assert Evaluation.load(tmp_path / "out").models == found.models
+
+
+def test_a_model_that_gives_nan_is_told_so(tmp_path, small, monkeypatch):
+    write_set(tmp_path / "data", "mine.en.test.jsonl")
+    encode = small.encode
+    monkeypatch.setattr(small, "encode", lambda *a, **k: encode(*a, **k) * float("nan"))
+    with pytest.raises(LacosError, match="NaN"):
+        evaluate(small, data_dir=tmp_path / "data", progress=False)
+
+
+def test_an_adapter_by_reference_is_evaluated_on_the_fast_path(tiny_bloom, tmp_path):
+    LacosSentenceTransformer(tiny_bloom).add_lora(rank=2).save(str(tmp_path / "adapter"), self_contained=False)
+    assert isinstance(evaluation_module._load(tmp_path / "adapter"), LacosSentenceTransformer)
 
 
 def test_results_come_back_from_their_directory(sample):

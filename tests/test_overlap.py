@@ -153,3 +153,12 @@ def test_the_shipped_training_sample_holds_no_pair_of_the_shipped_test():
     assert found.pairs == 0, str(found)
     assert all(rows > 0 for rows in found.rows.values())
     assert sum(1 for path in SAMPLE.glob("*.gz") for _ in read_pairs(path)) == 1000
+
+
+def test_rows_that_cannot_be_read_are_not_called_clean(tmp_path, data):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"anchor": "a", "positive": "b"},\n', encoding="utf-8")
+    with pytest.raises(LacosError, match=r"train\.jsonl:1"):
+        check_overlap(path, data)
+    with pytest.raises(LacosError, match=r"There is no file 'missing\.csv'"):
+        check_overlap("missing.csv", data)
