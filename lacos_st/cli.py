@@ -200,8 +200,6 @@ def _init(arguments: argparse.Namespace) -> None:
     from lacos_st.embedded import unpack
 
     directory = Path(arguments.directory or arguments.model)
-    if directory.exists() and (directory.is_file() or any(directory.iterdir())):
-        raise LacosError(f"{str(directory)!r} exists already and is not empty: give another directory.")
     unpack(arguments.model, directory)
     print(f'Wrote {directory}. Use it: SentenceTransformer("{directory}")')
 

@@ -22,9 +22,8 @@ def open_hub(source: str) -> Table:
     """Make a `Table` of a Hub data set, or of a directory that `datasets` can load.
 
     Args:
-        source: `owner/name[:subset[:split]]`, or a directory in place of the name. Subset: that given, the
-            only one, or the first of default, triplet, pair, pair-class. Split: that given, else train, else
-            the only one.
+        source: `owner/name[:subset[:split]]`, or the path of a directory. Subset: that given, the only one, or the
+            first of default, triplet, pair, pair-class. Split: that given, else train, else the only one.
 
     Raises:
         DataError: It cannot be loaded (offline, unknown, private), or the choice of subset or split is not

@@ -79,6 +79,10 @@ def scan(data_dir: Path) -> list[LocalFile]:
         parts = _FILE.fullmatch(path.name)
         if parts and path.is_file():
             found.append(LocalFile(path, parts["dataset"], parts["language"], parts["split"]))
+    twice = {f"{file.dataset}.{file.language}.{file.split}.jsonl" for file in found if file.path.suffix == ".gz"}
+    twice &= {file.path.name for file in found}
+    if twice:
+        raise LacosError(f"--data-dir {data_dir} has {min(twice)} and {min(twice)}.gz: which is it? Remove one.")
     if not found:
         folders = [path for path in sorted(data_dir.iterdir()) if path.is_dir()]
         below = [sub.name for sub in folders if any(_FILE.fullmatch(path.name) for path in sub.iterdir())]

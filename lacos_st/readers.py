@@ -125,10 +125,10 @@ def open_file(path: str | Path) -> Table:
         DataError: Missing, a directory, unreadable, empty, or of unknown format.
     """
     path = Path(path)
+    if path.is_dir():
+        raise DataError(f"{path} is a directory, not a file.")
     kind, gzipped = file_format(path)
     try:
-        if path.is_dir():
-            raise DataError(f"{path} is a directory, not a file.")
         with path.open("rb") as file:
             if not file.read(1):
                 raise DataError(f"{path} is empty.")

@@ -286,7 +286,7 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
         if not official and (file.split == "test" if split == "test" else file.split in DEV):
             add(OWN + file.dataset, file.split, file.language, [file.path], official=False)
     if wanted is None and not found:
-        raise LacosError(f"--data-dir {data_dir} has no {split} split: its files are for another purpose.")
+        raise LacosError(f"{data_dir} has no {split} split: its files are for another purpose.")
     return found
 
 

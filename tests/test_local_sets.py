@@ -14,6 +14,7 @@ from sts_sets import write_set
 
 from lacos_st.errors import LacosError
 from lacos_st.evaluation import evaluate
+from lacos_st.local_sets import scan
 from lacos_st.tasks import MULTILINGUAL, SAMPLE, plan
 
 
@@ -160,3 +161,10 @@ def test_a_correlation_needs_three_pairs(tmp_path, small, pairs):
     write_set(tmp_path, "mine.en.test.jsonl", pairs)
     with pytest.raises(LacosError, match=f"{pairs} pairs?, but a correlation needs at least three"):
         evaluate(small, data_dir=tmp_path, progress=False)
+
+
+def test_a_set_that_lies_there_twice_is_named(tmp_path):
+    write_set(tmp_path, "mine.en.test.jsonl")
+    (tmp_path / "mine.en.test.jsonl.gz").write_bytes(gzip.compress((tmp_path / "mine.en.test.jsonl").read_bytes()))
+    with pytest.raises(LacosError, match=r"mine\.en\.test\.jsonl and"):
+        scan(tmp_path)
