@@ -76,7 +76,7 @@ class LacosConfig:
     max_rows: int | None = _option(None, "use at most so many rows")
     eval_data: list[str] = _option([], "held-out triplets or pairs that choose the best step; none: a split")
     # -- objective
-    scale: float = _option(20.0, "similarities are multiplied by this (1 / temperature)")
+    scale: float = _option(40.0, "similarities are multiplied by this (1 / temperature)")
     mask_duplicates: bool = _option(True, "never use a text's own paraphrase as its negative")
     mask_margin: float | None = _option(None, "mask candidates that score above the positive by this much")
     symmetric_loss: bool = _option(False, "contrast positives against anchors as well")
@@ -89,7 +89,7 @@ class LacosConfig:
     max_steps: int | None = _option(None, "stop after so many optimiser steps, whatever the epochs")
     batch_size: int = _option(64, "pairs or triplets in a batch, on each device")
     gradient_accumulation_steps: int = _option(1, "batches to a step")
-    learning_rate: float = _option(5e-4, "peak learning rate of the adapter")
+    learning_rate: float = _option(2e-4, "peak learning rate of the adapter")
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")
     weight_decay: float = _option(0.0, "AdamW's weight decay")
