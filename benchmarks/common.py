@@ -26,7 +26,7 @@ from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
 from lacos_st.bloom import accelerate_
 from lacos_st.embedding_table import quantize_embedding_
-from lacos_st.quantization import default_compute_dtype
+from lacos_st.quantization import default_compute_dtype, resolve_compute_form
 
 VOCAB = 8192
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it repeats "inputs will be cast" at every layer
@@ -85,7 +85,8 @@ BUILDERS = {
 def build(name: str, path: str, device: str = "cpu") -> BloomModel:
     """Load the checkpoint as `BUILDERS` says."""
     options = BUILDERS[name]
-    dtype = options.get("dtype") or default_compute_dtype(device)
+    form = resolve_compute_form(options.get("form", "w8a16"), device, training=False)
+    dtype = options.get("dtype") or default_compute_dtype(device, form)
     extra: dict[str, Any] = {}
     if options.get("int8"):
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)

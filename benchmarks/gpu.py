@@ -31,7 +31,7 @@ SMALL_MEDIUM = {"layers": 2, "hidden": 128, "heads": 4}
 
 def random_int8(config: BloomConfig, device: str) -> LacosBloomModel:
     """A quantised model made layer by layer on the device: its 16-bit form never exists."""
-    dtype = default_compute_dtype(device)
+    dtype = default_compute_dtype(device, "w8a16")
     with torch.device("meta"):
         model = BloomModel(config).to(dtype)
     for path, module in list(model.named_modules()):

@@ -26,7 +26,7 @@ from lacos_st import kernels
 from lacos_st.attention import attend, attend_by_kernel
 from lacos_st.errors import LacosError
 from lacos_st.packing import Layout, plan
-from lacos_st.quantization import Lora, convert_linear_, plain_layer, resolve_compute_form
+from lacos_st.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
 
 
 class LacosBloomBlock(BloomBlock):
@@ -238,6 +238,25 @@ def outlier_ratio(model: BloomModel) -> float:
     return max(ratios)
 
 
+def form_for(model: BloomModel, form: str, device: torch.device | str, training: bool) -> ComputeForm:
+    """`resolve_compute_form` for a model's weights: ``auto`` is ``w8a16`` where they have outlier channels.
+
+    Args:
+        model: The model.
+        form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``.
+        device: Where it runs.
+        training: Whether the form is for training steps.
+
+    Returns:
+        The form.
+
+    Raises:
+        LacosError: If ``form`` is none of them.
+    """
+    outliers = form == "auto" and outlier_ratio(model) > OUTLIER_RATIO
+    return resolve_compute_form("w8a16" if outliers else form, device, training)
+
+
 def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: str = "auto") -> LacosBloomModel:
     """Put a loaded BLOOM model on the fast path, in place: parameters, adapters and hooks stay.
 
@@ -261,12 +280,10 @@ def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: st
         )
     model.__class__ = LacosBloomModel
     _convert_blocks_(model)
-    if outlier_ratio(model) > OUTLIER_RATIO:
-        compute_form, training_form = ("w8a16" if form == "auto" else form for form in (compute_form, training_form))
     converted = convert_linear_(
         model,
-        resolve_compute_form(compute_form, model.device, training=False),
-        resolve_compute_form(training_form, model.device, training=True),
+        form_for(model, compute_form, model.device, training=False),
+        form_for(model, training_form, model.device, training=True),
     )
     if converted and model.device.type == "cpu":
         # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it

@@ -121,8 +121,8 @@ def predict(
     if unknown := sorted(set(targets) - set(_SHAPES)):
         raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(_SHAPES)}.")
     device = torch.device(device)
-    dtype = dtype or default_compute_dtype(device)
     form = resolve_compute_form(compute_form, device, training)
+    dtype = dtype or default_compute_dtype(device, form if quantization == "int8" else "w8a16")
     size = dtype.itemsize
     hidden, layers, vocab = config.hidden_size, config.n_layer, config.vocab_size
     linear = sum(a * b for a, b in _SHAPES.values()) * hidden * hidden

@@ -131,7 +131,7 @@ def _fit(
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=_arguments(config, run, len(data[0]), evaluator),
+        args=_arguments(config, run, len(data[0]), evaluator, model),
         train_dataset=data[0],
         eval_dataset=data[1],
         loss=build_loss(config, model, mini_batch),
@@ -385,14 +385,12 @@ def _sample(name: str) -> str:
 
 
 def _arguments(
-    config: LacosConfig, run: Path, rows: int, evaluator: BaseEvaluator | None
+    config: LacosConfig, run: Path, rows: int, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
 ) -> SentenceTransformerTrainingArguments:
     on_cpu = not torch.cuda.is_available()
-    device = torch.device("cpu" if on_cpu else "cuda")
     batch = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or max(1, int(rows / batch * config.epochs))
     every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
-    bf16 = default_compute_dtype(device) == torch.bfloat16 if config.bf16 is None else config.bf16
     return SentenceTransformerTrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=config.epochs,
@@ -408,7 +406,7 @@ def _arguments(
         optim=config.optimizer,
         activation_checkpointing=config.gradient_checkpointing,
         activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        bf16=bf16,
+        bf16=_autocasts(config, model) if config.bf16 is None else config.bf16,
         use_cpu=on_cpu,
         seed=config.seed,
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
@@ -425,6 +423,13 @@ def _arguments(
         restore_callback_states_from_checkpoint=True,  # early stopping counts on
         dataloader_pin_memory=not on_cpu,
     )
+
+
+def _autocasts(config: LacosConfig, model: LacosSentenceTransformer) -> bool:
+    """Whether bf16 autocast pays: an 8-bit model computes in bf16 already, or full precision is faster with it."""
+    if config.quantization == "int8":
+        return model.transformer.model.dtype == torch.bfloat16
+    return default_compute_dtype(model.device, "w8a16") == torch.bfloat16
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -27,7 +27,7 @@ from sentence_transformers.base.modules import Transformer
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.artifact import RECORD, check_plain_lora, describe_base, is_hub_name, write_adapter, write_base
-from lacos_st.bloom import accelerate_
+from lacos_st.bloom import accelerate_, form_for
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, keep_frozen_
 from lacos_st.memory import release_freed_memory
@@ -155,9 +155,11 @@ class LacosTransformer(Transformer):
             model_kwargs.pop("quantization_config", None)
         elif quantized:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
-        dtype = model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype
-        dtype = _compute_dtype(dtype, quantized, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-        model_kwargs["dtype"] = "auto" if quantized else dtype  # quantise what is stored, not what bf16 leaves of it
+        asked = _as_dtype(model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if not quantized and device.type == "cpu" and asked == torch.float16:
+            asked = torch.float32
+        model_kwargs["dtype"] = "auto" if quantized else asked  # quantise what is stored, not what bf16 leaves of it
         names = options["adapters"]
         if names:
             model_kwargs["adapter_name"] = names[0]
@@ -175,7 +177,9 @@ class LacosTransformer(Transformer):
                 f"({error})"
             ) from error
         if is_quantized(model):
-            freeze_(model, dtype)
+            # What the device does well; the caller's word counts where several dtypes are fast.
+            chosen = default_compute_dtype(device, form_for(model, options["compute_form"], device, training=False))
+            freeze_(model, asked if device.type == "cuda" and asked != torch.float32 else chosen)
         model.config.lacos_attention = options["attention"]
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
@@ -383,12 +387,8 @@ class LacosTransformer(Transformer):
         return config
 
 
-def _compute_dtype(asked: Any, quantized: bool, device: torch.device) -> torch.dtype:
-    """What a model computes in: 8-bit layers in what the device does well, others as asked for or as stored."""
+def _as_dtype(asked: Any) -> torch.dtype:
+    """A dtype by itself or by name; fp32 for "auto" and where nothing is said."""
     if isinstance(asked, str) and asked != "auto":
         asked = getattr(torch, asked)
-    if not isinstance(asked, torch.dtype):
-        asked = torch.float32
-    if quantized:
-        return asked if device.type == "cuda" and asked != torch.float32 else default_compute_dtype(device)
-    return torch.float32 if asked == torch.float16 and device.type == "cpu" else asked
+    return asked if isinstance(asked, torch.dtype) else torch.float32

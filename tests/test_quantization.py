@@ -196,11 +196,16 @@ CASCADE_LAKE = {"avx2": True, "avx512_vnni": True}
         ("DEFAULT", CASCADE_LAKE, False),
     ],
 )
-def test_bf16_only_where_fast(cpu, isa, features, fast):
+def test_bf16_only_where_fast(cpu, monkeypatch, isa, features, fast):
     cpu(isa, **features)
-    assert default_compute_dtype("cpu") == (torch.bfloat16 if fast else torch.float32)
-    assert resolve_compute_form("auto", "cpu", training=True) == ("w8a16" if fast else "w8a8")
+    assert default_compute_dtype("cpu", "w8a16") == (torch.bfloat16 if fast else torch.float32)
     assert resolve_compute_form("auto", "cpu", training=False) == "w8a8"
+    if kernels.library() is not None:  # they take fp32
+        assert default_compute_dtype("cpu", "w8a8") == torch.float32
+        assert resolve_compute_form("auto", "cpu", training=True) == "w8a8"
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert default_compute_dtype("cpu", "w8a8") == (torch.bfloat16 if fast else torch.float32)
+    assert resolve_compute_form("auto", "cpu", training=True) == ("w8a16" if fast else "w8a8")
 
 
 @pytest.mark.parametrize("training", [False, True])
