@@ -5,7 +5,7 @@ the same batch size, one round each in turn. The peer comes from the package `gt
 installed, else from the Hub. What 8 bits cost: the base against the full-precision checkpoint it was packed from, in
 fp32, on the same sentences; that checkpoint is the last output of `recipes/bloom-mini/distil.py`.
 
-python benchmarks/embedded.py --float-base WORK/deep --output docs/benchmarks/embedded.json
+python benchmarks/embedded.py --float-base WORK/deep --output docs/benchmarks/CPU/embedded.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Encode: ours against every stock configuration, from sentence pairs' lengths to 2,048 tokens, and its accuracy.
 
-python benchmarks/encode.py --output docs/benchmarks/encode.json
+python benchmarks/encode.py --output docs/benchmarks/CPU/encode.json
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 With no GPU the same checks run on the CPU over a small configuration, so that the script itself is tested.
 
-python benchmarks/gpu.py --output docs/benchmarks/gpu.json
+python benchmarks/gpu.py --output docs/benchmarks/CPU/gpu.json
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Cost against the number of tokens, and against padding: both should be straight lines, the second flat.
 
-python benchmarks/linearity.py --layers 6 --output docs/benchmarks/linearity.json --plot docs/benchmarks/linearity.png
+python benchmarks/linearity.py --layers 6 --output linearity.json --plot linearity.png
 """
 
 import argparse

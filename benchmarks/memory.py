@@ -2,7 +2,7 @@
 
 Each measurement runs in a process of its own, as resident memory never shrinks reliably within one.
 
-python benchmarks/memory.py --output docs/benchmarks/memory.json
+python benchmarks/memory.py --output docs/benchmarks/CPU/memory.json
 """
 
 import argparse

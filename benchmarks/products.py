@@ -2,7 +2,7 @@
 
 Decides which 8-bit form `auto` may take (`lacos_st/quantization.py`); `docs/performance.md` shows the table.
 
-python benchmarks/products.py --output docs/benchmarks/products.json
+python benchmarks/products.py --output docs/benchmarks/CPU/products.json
 """
 
 import argparse

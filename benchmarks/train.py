@@ -2,7 +2,7 @@
 
 The reference for gradients is fp32 compute over the same int8 weights, so that only the form of compute differs.
 
-python benchmarks/train.py --output docs/benchmarks/train.json
+python benchmarks/train.py --output docs/benchmarks/CPU/train.json
 """
 
 import argparse
