@@ -64,6 +64,11 @@ class EncodeResult:
     empty: int
     resumed_at: int
 
+    def __str__(self) -> str:
+        rest = [f"{self.empty:,} without text"] * bool(self.empty)
+        rest += [f"{self.resumed_at:,} from an earlier run"] * bool(self.resumed_at)
+        return f"Wrote {self.output}: {', '.join([f'{self.rows:,} rows of {self.dimension}', *rest])}"
+
 
 def encode_file(
     model: SentenceTransformer,
