@@ -85,18 +85,25 @@ BUILDERS = {
 def build(name: str, path: str, device: str = "cpu") -> BloomModel:
     """Load the checkpoint as `BUILDERS` says."""
     options = BUILDERS[name]
-    form = resolve_compute_form(options.get("form", "w8a16"), device, training=False)
-    dtype = options.get("dtype") or default_compute_dtype(device, form)
+    form = options.get("form")
+    computed = resolve_compute_form(form or "w8a16", device, training=False)
+    dtype = options.get("dtype") or default_compute_dtype(device, computed)
     extra: dict[str, Any] = {}
     if options.get("int8"):
         extra["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     model = AutoModel.from_pretrained(path, dtype=dtype, device_map={"": device}, **extra).eval()
-    form = options.get("form")
     if form:
         if options.get("int8"):
             quantize_embedding_(model, dtype)
         accelerate_(model, form, form)
     return model
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of parameters and buffers, and of the scales that bitsandbytes keeps on a tensor."""
+    held = [*model.parameters(), *model.buffers()]
+    held += [tensor.SCB for tensor in held if getattr(tensor, "SCB", None) is not None]
+    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def sentences(count: int, shortest: int, longest: int, seed: int = 0, side: str = "left") -> tuple[Tensor, Tensor]:

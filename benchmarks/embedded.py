@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from common import machine, report, time_interleaved
+from common import machine, report, time_interleaved, weight_bytes
 from sentence_transformers import SentenceTransformer
 
 from lacos_st import LacosSentenceTransformer
@@ -57,12 +56,6 @@ def cost_of_int8(
         int8, fp32 = (spearman(gold, (table[left] * table[right]).sum(1)) for table in tables)
         result[name] = int8 - fp32
     return result
-
-
-def weight_bytes(model: torch.nn.Module) -> int:
-    held = [*model.parameters(), *model.buffers()]
-    held += [tensor.SCB for tensor in held if getattr(tensor, "SCB", None) is not None]
-    return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
 
 def main() -> None:

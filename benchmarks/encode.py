@@ -13,7 +13,7 @@ from common import add_arguments, build, checkpoint, free, machine, mean_pool, r
 CASES = {"sts": (32, 8, 32), "128": (8, 64, 128), "512": (2, 512, 512), "2048": (1, 2048, 2048)}
 LONG_LAYERS = 4
 STOCK = ["stock fp32", "stock bf16", "stock int8 fp32", "stock int8 bf16"]
-OURS = ["ours auto", "ours w8a16"]
+OURS = ["ours auto", "ours w8a8 bf16", "ours w8a16"]
 
 
 def accuracy(path: str, forms: list[str], device: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import BUILDERS, build, checkpoint, machine, mean_pool, report
+from common import BUILDERS, build, checkpoint, machine, mean_pool, report, weight_bytes
 from peft import LoraConfig
 from transformers import AutoModel, AutoTokenizer
 
@@ -86,9 +86,7 @@ def child(arguments: argparse.Namespace) -> None:
     if arguments.child.startswith("ours"):
         release_freed_memory()  # as the package does after loading
     result: dict[str, float] = {"seconds": time.perf_counter() - start}
-    held = [*model.parameters(), *model.buffers()]
-    held += [tensor.SCB for tensor in held if getattr(tensor, "SCB", None) is not None]
-    result["parameter bytes"] = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    result["parameter bytes"] = weight_bytes(model)
     if arguments.case:
         batch, length, training, checkpointing = RUNS[arguments.case]
         count = batch * 2 if training else batch

@@ -24,7 +24,7 @@ from peft import LoraConfig
 from torch.nn import functional
 from transformers import BloomModel
 
-NAMES = ["stock int8 fp32", "stock int8 bf16", "ours auto", "ours w8a16"]
+NAMES = ["stock int8 fp32", "stock int8 bf16", "ours auto", "ours w8a8 bf16", "ours w8a16"]
 
 
 def trainable(name: str, path: str, device: str) -> BloomModel:

@@ -152,10 +152,10 @@ def predict(
         scratch = tokens * hidden * (4 * size * 2 + 4 + 4 * 2)
     else:
         # hidden states before and after; the widest int32 product and what it is rounded from; queries, keys, values
-        unit = tokens * hidden
-        blocks = [16 * unit, 5 * unit] if form == "w8a8" else [8 * unit * size]
-        activations = 2 * unit * size * _holes(unit * size, device)
-        scratch = sum(block * _holes(block, device) for block in [*blocks, 4 * unit * size])
+        unit = tokens * hidden * size
+        product = [tokens * hidden * 16, tokens * hidden * 5] if form == "w8a8" else [8 * unit]
+        activations = 2 * unit * _holes(unit, device)
+        scratch = sum(block * _holes(block, device) for block in [*product, 4 * unit])
     if quantization == "int8" and form != "w8a8":
         scratch += 4.0 * hidden * hidden * size
     overhead = _CPU_OVERHEAD if device.type == "cpu" else 0.0

@@ -170,10 +170,11 @@ def _product_w8a16(x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | Non
 
 
 def _input_gradient(dy: Tensor, weight: Tensor, absmax: Tensor, form: str) -> Tensor:
-    if form != "w8a8" and dy.dtype == torch.float16:  # a small gradient over 127 leaves fp16's range
-        return dy @ (weight * (absmax * (1 / 127))[:, None]).to(dy.dtype)
     if form != "w8a8":
-        return (dy * (absmax * (1 / 127))).to(dy.dtype) @ weight.to(dy.dtype)
+        scale = absmax * (1 / 127)
+        if dy.dtype == torch.float16:  # a small gradient over 127 leaves fp16's range: scale the weight
+            return dy @ (weight * scale[:, None]).to(dy.dtype)
+        return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
     if kernels.usable(dy):
         q, s = kernels.quantize(dy.contiguous(), absmax)
         return kernels.scale(kernels.multiply(q, weight), s, None)

@@ -1,6 +1,6 @@
 """`train(config)`: contrastive LoRA training of an 8-bit BLOOM, resumable at any moment.
 
-The loop is ST's own trainer. This file chooses its arguments and keeps two promises around it:
+The loop is ST's own trainer, over what `assembly.py` makes of the recipe. This file keeps two promises around it:
 
 - *Nothing is lost.* Work in progress lives in `<output>.run/`: the recipe and the Trainer's checkpoints (adapter,
   optimiser, scheduler, random state). Killed at any moment, the same call goes on from the newest complete
@@ -18,40 +18,36 @@ import shutil
 import sys
 import time
 import warnings
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
-from lacos_st.checkpoints import latest_checkpoint
+from lacos_st.assembly import (
+    TRAINING_LENGTH,
+    adapter_settings,
+    build_arguments,
+    build_data,
+    build_loss,
+    build_model,
+)
+from lacos_st.checkpoints import is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
-from lacos_st.data import load_training_data
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
-from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.memory import auto_batch_size, base_config, give_memory_back
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.pooling import LacosPooling
 from lacos_st.progress import Progress, checkpoint_on_interrupt
-from lacos_st.quantization import default_compute_dtype
-from lacos_st.transformer import LORA_TARGETS
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers.base.evaluation import BaseEvaluator
 
-_EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
-TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
-_HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 _STS = Path(__file__).parent / "assets" / "sts"
-# Settings that may change between a run and its continuation without changing what is learnt.
-_FREE = {"output", "overwrite", "report_to", "logging_steps"}
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -84,11 +80,13 @@ def train(
     except OSError as error:
         raise LacosError(f"The output {str(output)!r} cannot be made: {error.strerror}. Choose another.") from error
     with locked(run):
-        if _is_finished(config, output, run):  # it was killed just before its last step
+        if is_finished(config, output, run):  # it was killed just before its last step
             shutil.rmtree(run)
-            return LacosSentenceTransformer(output)
-        checkpoint = _prepare(config, output, run)
-        data = _build_data(config)
+            model = LacosSentenceTransformer(output)
+            model.training_record = json.loads((output / "training.json").read_text(encoding="utf-8"))
+            return model
+        checkpoint = prepare(config, output, run)
+        data = build_data(config)
         # Kept beside the checkpoints: with other mini-batches dropout would fall differently.
         chosen = run / "mini_batch.json"
         if checkpoint is not None and chosen.is_file():
@@ -124,14 +122,14 @@ def _fit(
     if config.gradient_checkpointing and not torch.cuda.is_available():
         give_memory_back()  # else the heap's holes eat most of what checkpointing saves
     set_seed(config.seed)
-    model = _build_model(config)
+    model = build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=_arguments(config, run, len(data[0]), evaluator, model),
+        args=build_arguments(config, run, len(data[0]), evaluator, model),
         train_dataset=data[0],
         eval_dataset=data[1],
         loss=build_loss(config, model, mini_batch),
@@ -163,7 +161,7 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     model.training_record = {
-        "recipe": {**config.to_dict(), **_adapter_settings(model)},
+        "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
@@ -240,196 +238,9 @@ def sts_sample(model: SentenceTransformer) -> dict[str, float]:
     return scores
 
 
-def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:
-    """The contrastive objective that a recipe describes.
-
-    Args:
-        config: The recipe.
-        model: The model to train.
-        mini_batch: Rows to embed at a time. Default: all of a batch.
-
-    Returns:
-        A plain loss, or its cached twin for mini-batches.
-    """
-    options: dict[str, Any] = {
-        "scale": config.scale,
-        "mask_duplicates": config.mask_duplicates,
-        "mask_margin": config.mask_margin,
-    }
-    if config.symmetric_loss:
-        options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
-    if mini_batch is not None:
-        return CachedMaskedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch, **options)
-    return MaskedMultipleNegativesRankingLoss(model, **options)
-
-
-def _is_finished(config: LacosConfig, output: Path, run: Path) -> bool:
-    """Whether this very run has put its model in place already; `training.json` is part of what is moved there."""
-    recipe = run / "recipe.yaml"
-    return (
-        not config.overwrite
-        and (output / "training.json").is_file()
-        and recipe.is_file()
-        and not _differences(LacosConfig.from_yaml(recipe), config)
-    )
-
-
-def _differences(earlier: LacosConfig, config: LacosConfig) -> list[str]:
-    return [
-        f"{item.name}: {getattr(earlier, item.name)!r} there, {getattr(config, item.name)!r} now"
-        for item in fields(config)
-        if item.name not in _FREE and getattr(earlier, item.name) != getattr(config, item.name)
-    ]
-
-
-def _prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
-    """Make or check the run directory; return the checkpoint to go on from."""
-    if not config.overwrite and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
-        raise LacosError(
-            f"The output {str(output)!r} exists already and is not empty. Choose another output, or set overwrite "
-            "(--overwrite) to replace the model there."
-        )
-    recipe = run / "recipe.yaml"
-    run.mkdir(parents=True, exist_ok=True)
-    checkpoint = latest_checkpoint(run / "checkpoints")
-    if checkpoint is None or not recipe.is_file():
-        config.to_yaml(recipe)
-        return None
-    changed = _differences(LacosConfig.from_yaml(recipe), config)
-    if changed and config.overwrite:
-        shutil.rmtree(run / "checkpoints")
-        config.to_yaml(recipe)
-        return None
-    if changed:
-        raise LacosError(
-            f"An unfinished run with another recipe is in {str(run)!r} ({'; '.join(changed)}). Use its settings to "
-            "go on with it, or set overwrite (--overwrite) to start afresh."
-        )
-    return checkpoint
-
-
-def _build_model(config: LacosConfig) -> LacosSentenceTransformer:
-    asked = {name: getattr(config, name) for name in ("template", "attention", "max_seq_length")}
-    model = LacosSentenceTransformer(
-        config.base,
-        revision=config.revision,
-        pooling=config.pooling or "weightedmean",
-        transformer_options={
-            "quantization": config.quantization,
-            "compute_form": config.compute_form,
-            "training_form": config.training_form,
-            **{name: value for name, value in asked.items() if value is not None},  # else as the base was saved
-        },
-    )
-    if model.is_plain_checkpoint and config.max_seq_length is None:
-        model.max_seq_length = TRAINING_LENGTH
-    if config.pooling not in (None, model[1].pooling_mode):
-        model[1] = LacosPooling(model.get_embedding_dimension(), config.pooling)
-    if model.transformer.adapter_names:
-        model.transformer.set_trainable()
-        kept = {key: value for key, value in _adapter_settings(model).items() if value != getattr(config, key)}
-        if kept:
-            warnings.warn(
-                f"The base has an adapter, and that one is trained on, with its own {kept}. To start a new one, merge "
-                "it first (lacos-st merge).",
-                stacklevel=3,
-            )
-    else:
-        model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, tuple(config.lora_targets))
-    return model
-
-
-def _adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
-    """The recipe's settings of the adapter as it is."""
-    lora = model.transformer.model.peft_config[model.transformer.adapter_names[0]]
-    targets = lora.target_modules
-    return {
-        "lora_rank": lora.r,
-        "lora_alpha": lora.lora_alpha,
-        "lora_dropout": lora.lora_dropout,
-        "lora_targets": [targets] if isinstance(targets, str) else sorted(targets, key=LORA_TARGETS.index),
-    }
-
-
-def _build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
-    options: dict[str, Any] = {
-        "on_bad_row": config.on_bad_row,
-        "columns": config.columns or None,
-        "min_score": config.min_score,
-        "seed": config.seed,
-    }
-    train_sources = config.train_data or [_sample("nli-train"), _sample("languages-train")]
-    data = load_training_data(train_sources, max_rows=config.max_rows, **options)
-    eval_sources = config.eval_data or ([] if config.train_data else [_sample("nli-dev")])
-    if eval_sources:
-        return data, load_training_data(eval_sources, **options)
-    held_out = min(_HELD_OUT, len(data) // 10)
-    if held_out < 2:
-        raise LacosError(
-            f"The training data have {len(data)} usable rows: at least 20 are needed, so that some can be held out "
-            "to choose the best step. Add rows, or name eval_data."
-        )
-    parts = data.train_test_split(held_out, seed=config.seed)
-    return parts["train"], parts["test"]
-
-
 def _widget(data: Dataset) -> list[dict[str, Any]]:
     texts = [list(row.values()) for row in data.select(range(min(3, len(data))))]
     return [{"source_sentence": row[0], "sentences": row[1:]} for row in texts]
-
-
-def _sample(name: str) -> str:
-    from lacos_st.embedded import sample_path
-
-    return str(sample_path(name))
-
-
-def _arguments(
-    config: LacosConfig, run: Path, rows: int, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
-) -> SentenceTransformerTrainingArguments:
-    on_cpu = not torch.cuda.is_available()
-    batch = config.batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or max(1, int(rows / batch * config.epochs))
-    every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
-    return SentenceTransformerTrainingArguments(
-        output_dir=str(run / "checkpoints"),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
-        warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
-        lr_scheduler_type=config.lr_scheduler,
-        weight_decay=config.weight_decay,
-        max_grad_norm=config.max_grad_norm,
-        optim=config.optimizer,
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
-        bf16=_autocasts(config, model) if config.bf16 is None else config.bf16,
-        use_cpu=on_cpu,
-        seed=config.seed,
-        batch_sampler=BatchSamplers.BATCH_SAMPLER,
-        eval_strategy="steps",
-        eval_steps=every,
-        save_strategy="steps",
-        save_steps=every,
-        save_total_limit=2,
-        load_best_model_at_end=True,
-        metric_for_best_model=f"eval_{evaluator.primary_metric}" if evaluator else "eval_loss",
-        greater_is_better=evaluator.greater_is_better if evaluator else False,
-        logging_steps=config.logging_steps,
-        report_to=config.report_to or "none",
-        restore_callback_states_from_checkpoint=True,  # early stopping counts on
-        dataloader_pin_memory=not on_cpu,
-    )
-
-
-def _autocasts(config: LacosConfig, model: LacosSentenceTransformer) -> bool:
-    """Whether bf16 autocast pays: an 8-bit model computes in bf16 already, or full precision is faster with it."""
-    if config.quantization == "int8":
-        return model.transformer.model.dtype == torch.bfloat16
-    return default_compute_dtype(model.device, "w8a16") == torch.bfloat16
 
 
 def _peak_bytes(device: torch.device) -> int:

@@ -193,7 +193,7 @@ def test_killed_between_saving_and_cleaning_up(tiny_bloom, triplets, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             train(config)
     before = adapter(tmp_path / "model")
-    assert train(config).encode("a dog").shape == (64,)
+    assert train(config).training_record["steps"] == 2
     assert not (tmp_path / "model.run").exists()
     assert_same(adapter(tmp_path / "model"), before)
 

@@ -1,0 +1,209 @@
+"""What a recipe means: a `LacosConfig` -> model, data, loss and the Trainer's arguments.
+
+Everything here is pure assembly: nothing trains, nothing is written. `training.py` runs what comes out of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainingArguments
+from sentence_transformers.base.sampler import BatchSamplers
+
+from lacos_st.config import LacosConfig
+from lacos_st.data import load_training_data
+from lacos_st.embedded import sample_path
+from lacos_st.errors import LacosError
+from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
+from lacos_st.model import LacosSentenceTransformer
+from lacos_st.pooling import LacosPooling
+from lacos_st.quantization import default_compute_dtype
+from lacos_st.transformer import LORA_TARGETS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers.base.evaluation import BaseEvaluator
+
+TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
+_EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
+_HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
+
+
+def build_model(config: LacosConfig) -> LacosSentenceTransformer:
+    """The base with an adapter that trains: a new one, or the one that the base was saved with.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        The model, as the base was saved where the recipe says nothing.
+
+    Raises:
+        LacosError: There is no such base, or settings contradict each other.
+    """
+    asked = {name: getattr(config, name) for name in ("template", "attention", "max_seq_length")}
+    model = LacosSentenceTransformer(
+        config.base,
+        revision=config.revision,
+        pooling=config.pooling or "weightedmean",
+        transformer_options={
+            "quantization": config.quantization,
+            "compute_form": config.compute_form,
+            "training_form": config.training_form,
+            **{name: value for name, value in asked.items() if value is not None},  # else as the base was saved
+        },
+    )
+    if model.is_plain_checkpoint and config.max_seq_length is None:
+        model.max_seq_length = TRAINING_LENGTH
+    if config.pooling not in (None, model[1].pooling_mode):
+        model[1] = LacosPooling(model.get_embedding_dimension(), config.pooling)
+    if model.transformer.adapter_names:
+        model.transformer.set_trainable()
+        kept = {key: value for key, value in adapter_settings(model).items() if value != getattr(config, key)}
+        if kept:
+            warnings.warn(
+                f"The base has an adapter, and that one is trained on, with its own {kept}. To start a new one, merge "
+                "it first (lacos-st merge).",
+                stacklevel=3,
+            )
+    else:
+        model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, tuple(config.lora_targets))
+    return model
+
+
+def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
+    """The recipe's settings of the adapter as it is.
+
+    Args:
+        model: A model with an adapter.
+
+    Returns:
+        "lora_rank", "lora_alpha", "lora_dropout", "lora_targets" -> value.
+    """
+    lora = model.transformer.model.peft_config[model.transformer.adapter_names[0]]
+    targets = lora.target_modules
+    return {
+        "lora_rank": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "lora_targets": [targets] if isinstance(targets, str) else sorted(targets, key=LORA_TARGETS.index),
+    }
+
+
+def build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
+    """Rows to train on, and held-out rows that choose the best step.
+
+    Args:
+        config: The recipe.
+
+    Returns:
+        (training, held-out).
+
+    Raises:
+        LacosError: Data that cannot be used, named with file and line, or too little of it.
+    """
+    options: dict[str, Any] = {
+        "on_bad_row": config.on_bad_row,
+        "columns": config.columns or None,
+        "min_score": config.min_score,
+        "seed": config.seed,
+    }
+    train_sources = config.train_data or [str(sample_path(name)) for name in ("nli-train", "languages-train")]
+    data = load_training_data(train_sources, max_rows=config.max_rows, **options)
+    eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
+    if eval_sources:
+        return data, load_training_data(eval_sources, **options)
+    held_out = min(_HELD_OUT, len(data) // 10)
+    if held_out < 2:
+        raise LacosError(
+            f"The training data have {len(data)} usable rows: at least 20 are needed, so that some can be held out "
+            "to choose the best step. Add rows, or name eval_data."
+        )
+    parts = data.train_test_split(held_out, seed=config.seed)
+    return parts["train"], parts["test"]
+
+
+def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:
+    """The contrastive objective that a recipe describes.
+
+    Args:
+        config: The recipe.
+        model: The model to train.
+        mini_batch: Rows to embed at a time. Default: all of a batch.
+
+    Returns:
+        A plain loss, or its cached twin for mini-batches.
+    """
+    options: dict[str, Any] = {
+        "scale": config.scale,
+        "mask_duplicates": config.mask_duplicates,
+        "mask_margin": config.mask_margin,
+    }
+    if config.symmetric_loss:
+        options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
+    if mini_batch is not None:
+        return CachedMaskedMultipleNegativesRankingLoss(model, mini_batch_size=mini_batch, **options)
+    return MaskedMultipleNegativesRankingLoss(model, **options)
+
+
+def build_arguments(
+    config: LacosConfig, run: Path, rows: int, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
+) -> SentenceTransformerTrainingArguments:
+    """The Trainer's arguments.
+
+    Args:
+        config: The recipe.
+        run: The run's directory; checkpoints go below it.
+        rows: Of the training data.
+        evaluator: What chooses the best step; None: the held-out loss. Its primary metric is known.
+        model: The model to train.
+
+    Returns:
+        The arguments.
+    """
+    on_cpu = not torch.cuda.is_available()
+    batch = config.batch_size * config.gradient_accumulation_steps
+    steps = config.max_steps or max(1, int(rows / batch * config.epochs))
+    every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
+    return SentenceTransformerTrainingArguments(
+        output_dir=str(run / "checkpoints"),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
+        lr_scheduler_type=config.lr_scheduler,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        optim=config.optimizer,
+        activation_checkpointing=config.gradient_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if config.gradient_checkpointing else None,
+        bf16=_autocasts(config, model) if config.bf16 is None else config.bf16,
+        use_cpu=on_cpu,
+        seed=config.seed,
+        batch_sampler=BatchSamplers.BATCH_SAMPLER,
+        eval_strategy="steps",
+        eval_steps=every,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=2,
+        load_best_model_at_end=True,
+        metric_for_best_model=f"eval_{evaluator.primary_metric}" if evaluator else "eval_loss",
+        greater_is_better=evaluator.greater_is_better if evaluator else False,
+        logging_steps=config.logging_steps,
+        report_to=config.report_to or "none",
+        restore_callback_states_from_checkpoint=True,  # early stopping counts on
+        dataloader_pin_memory=not on_cpu,
+    )
+
+
+def _autocasts(config: LacosConfig, model: LacosSentenceTransformer) -> bool:
+    """Whether bf16 autocast pays: an 8-bit model computes in bf16 already, or full precision is faster with it."""
+    if config.quantization == "int8":
+        return model.transformer.model.dtype == torch.bfloat16
+    return default_compute_dtype(model.device, "w8a16") == torch.bfloat16
