@@ -27,7 +27,8 @@ import numpy as np
 import torch
 from corpus import Corpus, projection, unit
 from dev import evaluate, tasks
-from student import config, embed, grow, quiet_, save
+from state import load_state, save_state
+from student import config, embed, grow, quiet_
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -109,11 +110,9 @@ def main() -> None:
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
-    state_path = output / "state.pt"
-    state = torch.load(state_path, weights_only=True) if state_path.exists() else None  # its own, of an earlier run
-    if state:
+    state = output / "state.safetensors"  # its own, of an earlier run
+    if state.exists():
         model = LacosBloomModel(LacosBloomModel.config_class.from_pretrained(output))
-        model.load_state_dict(state["model"])
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
         vectors = token_vectors(tokenizer, corpus, args.work_dir, lexical=0.6)
@@ -130,9 +129,8 @@ def main() -> None:
     )
     peak = [group["lr"] for group in optimizer.param_groups]
     first = 0
-    if state:
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    if state.exists():
+        first = load_state(state, model, optimizer)
         print(f"going on at step {first}", flush=True)
     sets = tasks(args.data_dir / "sts", 300, "[defhinprz][elrshiut]") if args.data_dir else {}
 
@@ -163,7 +161,8 @@ def main() -> None:
             mean = 0.0
         if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
             model.eval()
-            save(model, output, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1})
+            model.save_pretrained(output)
+            save_state(state, model, optimizer, step + 1)
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(args.work_dir / "tokenizer" / name, output / name)
             if sets:

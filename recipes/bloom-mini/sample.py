@@ -22,6 +22,7 @@ from collect import jsonl, norm, sts_sentences
 
 from lacos_st.embedded import ASSETS
 
+COLUMNS = ("anchor", "positive", "negative")
 LICENCES = {
     "snli": "CC BY-SA 4.0",
     "mnli": "OANC / CC BY 3.0 / CC BY-SA 3.0 / public domain, by genre",
@@ -36,6 +37,11 @@ LICENCES = {
     "farstail": "Apache-2.0",
 }
 HELD_OUT = ("snli.test", "mnli.dev-mismatched", "indonli.test-lay", "klue-nli.dev")
+
+
+def shippable(row: dict[str, str], longest: int) -> bool:
+    """Whether a triplet's licence lets it travel, and its sentences are short enough."""
+    return row["dataset"].split(".")[0] in LICENCES and max(len(row[column]) for column in COLUMNS) <= longest
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -56,13 +62,9 @@ def main() -> None:
     rows: dict[str, dict[str, str]] = {}
     for path in sorted((args.data_dir / "nli").glob("triplets.*.jsonl.gz")):
         for row in jsonl(path):
-            texts = [row["anchor"], row["positive"], row["negative"]]
-            if (
-                row["dataset"].split(".")[0] in LICENCES
-                and max(map(len, texts)) <= args.longest
-                and not any(norm(text) in forbidden for text in texts)
-            ):
-                rows["\t".join(map(norm, texts))] = row
+            texts = [norm(row[column]) for column in COLUMNS]
+            if shippable(row, args.longest) and not forbidden.intersection(texts):
+                rows["\t".join(texts)] = row
     kept = list(rows.values())
     random.Random(args.seed).shuffle(kept)
     taken: Counter[str] = Counter()
@@ -74,8 +76,7 @@ def main() -> None:
     anchors = {norm(row["anchor"]) for row in held}
     train = [row for row in kept if norm(row["anchor"]) not in anchors]
     for name, part in (("nli-train", train), ("nli-dev", held)):
-        columns = ("anchor", "positive", "negative")
-        write(args.output / f"{name}.jsonl.gz", [{key: row[key] for key in columns} for row in part])
+        write(args.output / f"{name}.jsonl.gz", [{column: row[column] for column in COLUMNS} for row in part])
         print(name, len(part), Counter(row["dataset"].split(".")[0] for row in part).most_common())
 
 

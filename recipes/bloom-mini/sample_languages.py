@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 from collect import ISO, jsonl, norm, read_lines, sts_sentences
-from sample import LICENCES, write
+from sample import COLUMNS, shippable, write
 from sklearn.feature_extraction.text import TfidfVectorizer
 from translate import ROUTES, translations
 
 from lacos_st.embedded import ASSETS
 
 Triplet = dict[str, str]
-COLUMNS = ("anchor", "positive", "negative")
 TATOEBA = {"es": 2000, "fr": 2000, "de": 1500, "zh": 2000, "vi": 700, "id": 700, "ja": 700}
 NTREX = {"arb": 900, "hin": 900, "por": 900, "por-BR": 600, "ita": 600, "tur": 500, "rus": 500, "nld": 500, "pol": 500}
 
@@ -74,8 +73,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ASSETS / "samples")
-    parser.add_argument("--translated", type=int, default=3000, help="NLI triplets a language")
-    parser.add_argument("--longest", type=int, default=120, help="characters of the longest sentence")
+    parser.add_argument("--translated", type=int, default=700, help="NLI triplets a language")
+    parser.add_argument("--longest", type=int, default=90, help="characters of the longest sentence")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     choose, forbidden = random.Random(args.seed), sts_sentences(args.data_dir)
@@ -85,7 +84,7 @@ def main() -> None:
     english = [
         {column: row[column] for column in COLUMNS}
         for row in jsonl(args.data_dir / "nli/triplets.en.jsonl.gz")
-        if row["dataset"].split(".")[0] in LICENCES and max(len(row[column]) for column in COLUMNS) <= args.longest
+        if shippable(row, args.longest)
     ]
     rows += within(english, args.translated, choose)
     rows = [row for row in rows if not any(norm(text) in forbidden for text in row.values())]

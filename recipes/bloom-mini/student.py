@@ -1,8 +1,6 @@
-"""The student: BLOOM's architecture in small, how its states become a sentence, and its checkpoints."""
+"""The student: BLOOM's architecture in small, and how its states become a sentence."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -87,17 +85,3 @@ def embed(model: BloomModel, ids: Tensor, bounds: Tensor, pooling: str = "mean")
         weight = (torch.arange(len(ids)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
         weight = weight / (lengths * (lengths + 1) / 2)[sentence]
     return states.new_zeros(len(lengths), states.shape[1]).index_add(0, sentence, states * weight[:, None])
-
-
-def save(model: BloomModel, directory: Path, state: dict) -> None:
-    """Write the weights for whoever reads the model, and the training state, one file with weights of its own.
-
-    Each replaces the old one whole; a run killed between the two goes on from the state.
-    """
-    temporary = directory.with_name(directory.name + ".part")
-    model.save_pretrained(temporary)
-    directory.mkdir(parents=True, exist_ok=True)
-    torch.save(state, temporary / "state.pt")
-    for file in sorted(temporary.iterdir()):
-        file.replace(directory / file.name)
-    temporary.rmdir()

@@ -2,11 +2,11 @@
 
 BLOOM's conventions: ids 0 to 3 are <unk>, <s>, </s>, <pad>; byte-level, so nothing is unknown; padded on the right;
 split at letters, digits and punctuation. Ours also folds compatibility forms (NFKC), lower-cases and puts a space in
-front: at 32,768 entries, "Dog", "dog" and " dog" would otherwise cost three rows of the table. The post-processor
+front: at 31,744 entries, "Dog", "dog" and " dog" would otherwise cost three rows of the table. The post-processor
 appends </s>, whose state has read the whole sentence.
 
 Each language gets a share of the training text proportional to its size to the power of 0.55, times `FAVOUR`. The
-table of 32,768 rows costs 8.4 MB of the package and no time: a word that is one token need not be put together by the
+table of 31,744 rows costs 8.2 MB of the package and no time: a word that is one token need not be put together by the
 layers, and where content words fell to pieces the sentence's mean lost them (see `docs/ablations.md`).
 """
 
@@ -93,7 +93,7 @@ def sample(table: pa.Table, characters: int, power: float, seed: int) -> tuple[l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
-    parser.add_argument("--vocabulary", type=int, default=32768)
+    parser.add_argument("--vocabulary", type=int, default=31744)
     parser.add_argument("--characters", type=int, default=30_000_000)
     parser.add_argument("--power", type=float, default=0.55)
     parser.add_argument("--seed", type=int, default=0)

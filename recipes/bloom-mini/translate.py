@@ -3,7 +3,7 @@
 Few sentences have a human translation, and a dictionary's glosses (`dictionaries.py`) lack endings and articles: most
 forms of a verb are in neither. Apertium (apertium.org; GPL; Debian packages `apertium-eng-spa`, `apertium-eng-cat`,
 `apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`, `apertium-cat-ita`) knows the forms, runs offline and
-translates some thousand sentences a second. It errs in grammar and word senses, which a mean of token vectors
+translates some hundred sentences a second. It errs in grammar and word senses, which a mean of token vectors
 forgives. Catalan, the pair best looked after, is the way to French, Portuguese and Italian.
 """
 
@@ -37,12 +37,12 @@ def run(mode: str, sentences: tuple[str, ...]) -> list[str]:
     kept = MARKS.sub("", found.removesuffix("\n")).split("\n\n")
     if len(kept) == len(sentences):
         return kept
-    if len(sentences) == 1:
-        return [""]
-    kept = kept[: min(len(kept), len(sentences)) - 1]
-    rest = sentences[len(kept) :]
-    half = len(rest) // 2 if kept else len(sentences) // 2
-    return kept + run(mode, rest[: max(half, 1)]) + (run(mode, rest[max(half, 1) :]) if len(rest) > 1 else [])
+    if len(sentences) <= 1:
+        return [""] * len(sentences)
+    done = kept[:-1] if len(kept) < len(sentences) else []
+    rest = sentences[len(done) :]
+    half = (len(rest) + 1) // 2
+    return done + run(mode, rest[:half]) + run(mode, rest[half:])
 
 
 def translations(
@@ -62,15 +62,16 @@ def translations(
         raise SystemExit(f"Apertium's {', '.join(missing)} not found: install the packages that translate.py names.")
 
     def chunk(part: tuple[str, ...]) -> list[tuple[str, dict[str, str]]]:
-        by_mode: dict[tuple[str, ...], list[str]] = {(): list(part)}
-        for route in routes.values():
-            for depth in range(1, len(route) + 1):
-                if route[:depth] not in by_mode:
-                    by_mode[route[:depth]] = run(
-                        route[depth - 1], tuple(text or "." for text in by_mode[route[: depth - 1]])
-                    )
+        known: dict[tuple[str, ...], list[str]] = {(): list(part)}
+
+        def through(route: tuple[str, ...]) -> list[str]:
+            if route not in known:
+                known[route] = run(route[-1], tuple(text or "." for text in through(route[:-1])))
+            return known[route]
+
+        found = {lang: through(route) for lang, route in routes.items()}
         return [
-            (text, {lang: by_mode[route][i] for lang, route in routes.items() if by_mode[route][i] not in ("", ".")})
+            (text, {lang: into[i] for lang, into in found.items() if into[i] not in ("", ".")})
             for i, text in enumerate(part)
         ]
 

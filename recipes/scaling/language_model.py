@@ -39,6 +39,7 @@ from transformers import AutoTokenizer, BloomConfig, PreTrainedTokenizerBase, Pr
 from lacos_st.bloom import LacosBloomModel
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bloom-mini"))
+from state import load_state, save_state
 from tokenizer import build
 
 LANGUAGES = ("en", "es", "fr", "pt")
@@ -177,7 +178,7 @@ class Run:
         self, folder: Path, size: str, seed: int, text: Text, tokenizer: PreTrainedTokenizerBase, tokens: int
     ) -> None:
         self.folder, self.size, self.seed, self.tokenizer = folder, size, seed, tokenizer
-        self.state_path = folder / f"{size}-s{seed}.pt"
+        self.state_path = folder / f"{size}-s{seed}.safetensors"
         self.held_out = text.documents(text.chosen, tokenizer, 0)
         self.documents = text.documents(text.order(seed), tokenizer, seed, tokens)
         ends = torch.arange(0, tokens + STEP_TOKENS, STEP_TOKENS)
@@ -208,17 +209,11 @@ class Run:
 
     def load(self) -> None:
         """Take up the trunk's last state."""
-        state = torch.load(self.state_path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
+        self.step = load_state(self.state_path, self.model, self.optimizer)
 
     def save(self) -> None:
         """Write the trunk's state, all at once."""
-        temporary = self.state_path.with_suffix(".part")
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
-        torch.save(state, temporary)
-        temporary.replace(self.state_path)
+        save_state(self.state_path, self.model, self.optimizer, self.step)
 
     def advance(self, last: int, decay: bool = False) -> None:
         """Train up to step `last`, with the rate falling to 0 there if `decay`."""
