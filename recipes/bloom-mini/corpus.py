@@ -77,6 +77,11 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
+def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """A target of two unit vectors; `share` of its squared length is the spelling's."""
+    return unit((1 - share) ** 0.5 * said + share**0.5 * spelt)
+
+
 class Lexical:
     """A second teacher: which characters a sentence is made of.
 
@@ -234,7 +239,7 @@ class Corpus:
         """(rows, hidden), unit length: what each row's English says, and how the row is spelt."""
         share = self.share_lexical[rows, None]
         said, spelt = self.projected[self.target[rows]].astype(np.float32), self.spelling[rows].astype(np.float32)
-        return torch.from_numpy(unit((1 - share) ** 0.5 * said + share**0.5 * spelt))
+        return torch.from_numpy(mixed(said, spelt, share))
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """Batch number `step`: runs of similar sentences of one language."""

@@ -1,5 +1,7 @@
 """Spearman on development splits only: what every choice of the recipe is made on.
 
+Of a stage's checkpoint, in full precision, or of a saved model with its adapter: `dev.py DIRECTORY`.
+
 Monolingual: STS-B dev in its languages and SICK trial. Cross-lingual: STS-B dev is row-aligned, so en-xx pairs the
 English first sentence with the other language's second.
 """
@@ -8,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +19,9 @@ import torch
 from collect import jsonl
 from scipy.stats import spearmanr
 from student import embed
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
+from lacos_st import LacosSentenceTransformer
 from lacos_st.bloom import LacosBloomModel
 
 Pairs = tuple[list[str], list[str], list[float]]  # left, right, gold scores
@@ -51,14 +56,10 @@ def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: li
     return out
 
 
-def evaluate(
-    model: LacosBloomModel,
-    tokenizer: PreTrainedTokenizerBase,
-    sets: dict[str, Pairs],
-    pooling: str = "mean",
-) -> dict[str, float]:
+def evaluate(encoder: Callable[[list[str]], np.ndarray], sets: dict[str, Pairs]) -> dict[str, float]:
+    """Spearman x 100 by set; `encoder` gives unit vectors."""
     texts = sorted({t for left, right, _ in sets.values() for t in left + right})
-    table = encode(model, tokenizer, texts, pooling)
+    table = encoder(texts)
     row = {text: i for i, text in enumerate(texts)}
     scores = {}
     for name, (left, right, gold) in sets.items():
@@ -67,17 +68,27 @@ def evaluate(
     return scores
 
 
+def means(scores: dict[str, float]) -> dict[str, float]:
+    """Mean of single languages other than English, of those across languages, and of all sets."""
+    cross = [score for name, score in scores.items() if name.startswith("en-")]
+    mono = [score for name, score in scores.items() if not name.startswith("en-") and name not in ("en", "sick")]
+    found = {"mono": mono, "cross": cross, "all": list(scores.values())}
+    return {name: round(float(np.mean(values)), 2) for name, values in found.items() if values}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("model", help="directory, or an embedded name")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with sts/")
-    parser.add_argument("--pooling", choices=["mean", "weightedmean"], default="mean")
     parser.add_argument("--limit", type=int, help="rows per set other than English")
     args = parser.parse_args()
-    model = LacosBloomModel.from_pretrained(args.model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(args.tokenizer or args.model)
-    print(json.dumps(evaluate(model, tokenizer, tasks(args.data_dir / "sts", args.limit), args.pooling)))
+    options = {}
+    if Path(args.model, "config.json").is_file() and not Path(args.model, "modules.json").is_file():
+        options = {"pooling": "mean", "transformer_options": {"quantization": "none"}}  # a stage's checkpoint
+    model = LacosSentenceTransformer(args.model, **options)
+    encoder = partial(model.encode, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+    scores = evaluate(encoder, tasks(args.data_dir / "sts", args.limit))
+    print(json.dumps({**means(scores), **scores}))
 
 
 if __name__ == "__main__":

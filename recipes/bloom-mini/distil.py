@@ -21,12 +21,13 @@ import json
 import os
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from corpus import Corpus, projection, unit
-from dev import evaluate, tasks
+from dev import encode, evaluate, tasks
 from state import load_state, save_state
 from student import config, embed, grow, quiet_
 from torch.nn.functional import normalize
@@ -166,7 +167,7 @@ def main() -> None:
             for name in ("tokenizer.json", "tokenizer_config.json"):
                 shutil.copyfile(args.work_dir / "tokenizer" / name, output / name)
             if sets:
-                scores = evaluate(model, tokenizer, sets, args.pooling)
+                scores = evaluate(partial(encode, model, tokenizer, pooling=args.pooling), sets)
                 with open(output / "dev.jsonl", "a") as log:
                     log.write(json.dumps({"step": step + 1, **scores}) + "\n")
                 print(json.dumps(scores), flush=True)
