@@ -1,4 +1,4 @@
-"""ALiBi attention over packed tokens: exact, causal or symmetric, without padding a batch.
+"""ALiBi attention over packed tokens: exact, causal or to both sides, without padding a batch.
 
 Shapes: N packed tokens, A heads of D, T the length of a group's sequences.
 
@@ -9,20 +9,21 @@ causal mask that is ALiBi's ``-slope * (i - j)``. Sequences attend in groups of 
   any, sit on the right, where the causal mask hides them. Encoding in ``w8a8`` on a CPU has a kernel of its own up
   to 64 tokens, which needs no padding either.
 - Longer: the bias is a product of a number per head and a number per key, so it moves into a few extra columns
-  of q and k (`_fold_alibi`) and plain causal attention computes it with memory linear in T. Positions and slopes
+  of q and k (`_fold_alibi`) and plain attention computes it with memory linear in T. Positions and slopes
   are split over columns such that every factor is exact in bf16.
 - On CUDA: all sequences in one `varlen_attn` call over the same extra columns.
 
 transformers adds the bias in the model's dtype to a materialised score matrix; in bf16 that costs precision with
 length (relative error 0.5 at 2,048 tokens, 0.002 here).
 
-Symmetric attention lets tokens see both sides, with ALiBi's ``-slope * |i - j|``; BLOOM's own bias depends on the key
-alone and would favour the future.
+Two forms let tokens see both sides. ``"bidirectional"`` is what transformers makes of BLOOM where its configuration
+says ``is_causal: false``: the bias stays ``slope * j`` and favours the end of a text, and stock software reads the
+model. ``"symmetric"`` has ALiBi's ``-slope * |i - j|``, which only this package computes.
 """
 
 import math
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ from torch.nn import functional
 
 from lacos_st import kernels
 from lacos_st.packing import SHORT, Layout
+
+Mode = Literal["causal", "bidirectional", "symmetric"]
 
 # Up to this many tokens the C kernel beats the fused bias (twofold where lengths differ); at 128 it loses.
 _KERNEL_LONGEST = 64
@@ -68,22 +71,26 @@ def _slopes(heads: int) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _bias(heads: int, length: int, symmetric: bool, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """ALiBi and the causal mask as one (1, A, T, T) bias, relative to the query for the sake of precision."""
+def _bias(heads: int, length: int, mode: Mode, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """ALiBi and the causal mask as one (1, A, T, T) bias, 0 for the keys that it favours most: precise in bf16."""
     with torch.inference_mode(False):  # cached: may serve a training step later
         slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float64)[:, None, None]
         distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+        if mode == "bidirectional":
+            distance = (length - 1 - torch.arange(length)).expand(length, length)
         bias = -slopes * distance.abs()
-        if not symmetric:
+        if mode == "causal":
             bias = bias.masked_fill(distance > 0, -math.inf)
         return bias[None].to(dtype).to(device)
 
 
 @lru_cache(maxsize=16)
 def _fold_alibi(
-    heads: int, head_dim: int, length: int, dtype: torch.dtype, device: torch.device
+    heads: int, head_dim: int, length: int, dtype: torch.dtype, device: torch.device, first: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Return extra columns (A, 8) for q and (T, 8) for k whose product is ``slope * position * sqrt(D)``.
+
+    Positions run from ``first``, which softmax ignores; products are best near 0.
 
     In 16 bits a number is split into a sum of three that are each exact (slopes) or into a multiple of 256
     and a rest below 256 (positions); products of two 16-bit numbers are exact in the fp32 in which kernels
@@ -92,7 +99,7 @@ def _fold_alibi(
     with torch.inference_mode(False):
         slope = torch.tensor(alibi_slopes(heads), dtype=torch.float64) * math.sqrt(head_dim)
         q, k = torch.zeros(heads, _EXTRA), torch.zeros(length, _EXTRA)
-        position = torch.arange(length)
+        position = torch.arange(first, first + length)
         for column in range(3):
             part = slope.to(dtype)
             slope = slope - part.double()
@@ -102,16 +109,18 @@ def _fold_alibi(
         return q.to(dtype).to(device), k.to(dtype).to(device)
 
 
-def _attend_long(q: Tensor, k: Tensor, v: Tensor, symmetric: bool, dropout: float) -> Tensor:
+def _attend_long(q: Tensor, k: Tensor, v: Tensor, mode: Mode, dropout: float) -> Tensor:
     """Attention of one or more equally long sequences (S, A, T, D) without a (T, T) bias."""
     heads, length, dim = q.shape[1:]
-    if symmetric:
+    if mode == "symmetric":
         return _attend_long_symmetric(q, k, v, dropout)
-    extra_q, extra_k = _fold_alibi(heads, dim, length, q.dtype, q.device)
+    first = 1 - length if mode == "bidirectional" else 0  # the last keys, which it favours, are at 0
+    extra_q, extra_k = _fold_alibi(heads, dim, length, q.dtype, q.device, first)
     q = torch.cat([q, extra_q[None, :, None].expand(*q.shape[:3], _EXTRA)], -1)
     k = torch.cat([k, extra_k[None, None].expand(*k.shape[:3], _EXTRA)], -1)
     v = functional.pad(v, (0, _EXTRA))  # fused kernels want one head size for all three
-    out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=dim**-0.5)
+    causal, scale = mode == "causal", dim**-0.5
+    out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
     return out[..., :dim]
 
 
@@ -128,8 +137,8 @@ def _attend_long_symmetric(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> T
     return torch.cat(chunks, 2)
 
 
-def _attend_varlen(qkv: Tensor, layout: Layout) -> Tensor:
-    """CUDA: causal attention of all sequences in one call over packed (N, A, 3, D) -> (N, A, D)."""
+def _attend_varlen(qkv: Tensor, layout: Layout, mode: Mode) -> Tensor:
+    """CUDA: attention of all sequences in one call over packed (N, A, 3, D) -> (N, A, D)."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads, _, dim = qkv.shape[1:]
@@ -139,8 +148,8 @@ def _attend_varlen(qkv: Tensor, layout: Layout) -> Tensor:
     q = torch.cat([qkv[:, :, 0], extra_q.expand(len(qkv), -1, -1)], -1)
     k = torch.cat([qkv[:, :, 1], extra_k.index_select(0, position).unsqueeze(1).expand(-1, heads, -1)], -1)
     v = functional.pad(qkv[:, :, 2], (0, _EXTRA))
-    cu, longest = layout.cu_seqlens, layout.longest
-    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=dim**-0.5, window_size=(-1, 0))
+    cu, longest, window = layout.cu_seqlens, layout.longest, (-1, 0 if mode == "causal" else -1)
+    out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=dim**-0.5, window_size=window)
     return out[..., :dim]
 
 
@@ -164,8 +173,8 @@ class _Gather(torch.autograd.Function):
 class _ProductsBackward(torch.autograd.Function):
     """Fused attention whose gradient is computed with plain products.
 
-    PyTorch's fused backward pass is slow on a CPU in bf16: 357 ms against 57 (512 sequences of 20 tokens, 8 heads of
-    32). What it saves, a (T, T) matrix a head, is small in a short group.
+    PyTorch's fused backward pass is slow on a CPU in bf16: 95 ms against 10 (512 sequences of 20 tokens, 8 heads of
+    32; `benchmarks/attention.py`). What it saves, a (T, T) matrix a head, is small in a short group.
     """
 
     @staticmethod
@@ -185,14 +194,14 @@ class _ProductsBackward(torch.autograd.Function):
         return torch.matmul(dscores, k), torch.matmul(dscores.transpose(-1, -2), q), dv, None
 
 
-def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dropout: float = 0.0) -> Tensor:
+def attend(qkv: Tensor, layout: Layout, heads: int, mode: Mode = "causal", dropout: float = 0.0) -> Tensor:
     """ALiBi attention over packed tokens.
 
     Args:
         qkv: (N, 3H) as BLOOM's fused projection returns it: per head its query, key and value.
         layout: The batch's packing.
         heads: Number of heads.
-        symmetric: Both sides instead of causal.
+        mode: What a token sees; see the head of this file.
         dropout: Probability on the attention weights.
 
     Returns:
@@ -200,8 +209,8 @@ def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dro
     """
     n, hidden = qkv.shape[0], qkv.shape[1] // 3
     dim = hidden // heads
-    if qkv.is_cuda and qkv.dtype != torch.float32 and not symmetric and dropout == 0:
-        return _attend_varlen(qkv.view(n, heads, 3, dim), layout).reshape(n, hidden)
+    if qkv.is_cuda and qkv.dtype != torch.float32 and mode != "symmetric" and dropout == 0:
+        return _attend_varlen(qkv.view(n, heads, 3, dim), layout, mode).reshape(n, hidden)
     outputs: list[Tensor] = []
     for group in layout.groups:
         rows = qkv if len(layout.groups) == 1 else qkv[group.start : group.stop]
@@ -210,10 +219,10 @@ def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dro
         parts = rows.view(group.sequences, group.length, heads, 3, dim)
         q, k, v = parts.permute(3, 0, 2, 1, 4).unbind(0)
         if group.length > SHORT:
-            out = _attend_long(q, k, v, symmetric, dropout)
+            out = _attend_long(q, k, v, mode, dropout)
         else:
-            bias = _bias(heads, group.length, symmetric, qkv.dtype, qkv.device)
-            if symmetric and group.key_mask is not None:
+            bias = _bias(heads, group.length, mode, qkv.dtype, qkv.device)
+            if mode != "causal" and group.key_mask is not None:
                 bias = bias.masked_fill(~group.key_mask, -math.inf)
             if qkv.requires_grad and qkv.dtype == torch.bfloat16 and not qkv.is_cuda and dropout == 0:
                 out = _ProductsBackward.apply(q, k, v, bias)
@@ -226,18 +235,18 @@ def attend(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False, dro
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def attend_by_kernel(qkv: Tensor, layout: Layout, heads: int, symmetric: bool = False) -> Tensor:
+def attend_by_kernel(qkv: Tensor, layout: Layout, heads: int, mode: Mode = "causal") -> Tensor:
     """`attend` without gradients, on a CPU on which `kernels.usable`: by the C kernel where that is faster.
 
     Args:
         qkv: (N, 3H), see `attend`.
         layout: The batch's packing.
         heads: Number of heads.
-        symmetric: Both sides instead of causal.
+        mode: What a token sees; see the head of this file.
 
     Returns:
         (N, H)
     """
     if layout.longest <= _KERNEL_LONGEST and qkv.shape[1] // heads % 6 == 0:
-        return kernels.attend(qkv, layout.cu_seqlens, _slopes(heads), symmetric)
-    return attend(qkv, layout, heads, symmetric)
+        return kernels.attend(qkv, layout.cu_seqlens, _slopes(heads), mode)
+    return attend(qkv, layout, heads, mode)

@@ -6,24 +6,24 @@ Shapes: B sequences, padded length T, N real tokens, H hidden.
    (embedding, layer norms, linear layers: over 95 % of the arithmetic) runs on those rows. Padding is never
    multiplied, and an answer cannot depend on it.
 2. *Attend* sequence by sequence, in groups of similar length (`attention.py`): causally as BLOOM was trained, or to
-   both sides (``config.lacos_attention = "symmetric"``).
+   both sides (`attention_mode`).
 3. *Unpack* to the caller's shape: (B, T, H) with zeros at pads, or (1, N, H) for a flattened batch.
 
 A layer encoding in ``w8a8`` on a CPU is a chain of fused passes between its four integer products (`kernels.py`).
 Caches, `output_attentions` and generation go through transformers' own forward pass, unchanged.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import BloomConfig, BloomModel
+from transformers import BloomConfig, BloomModel, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
 from lacos_st import kernels
-from lacos_st.attention import attend, attend_by_kernel
+from lacos_st.attention import Mode, attend, attend_by_kernel
 from lacos_st.errors import LacosError
 from lacos_st.packing import Layout, plan
 from lacos_st.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
@@ -46,7 +46,7 @@ class LacosBloomBlock(BloomBlock):
             attention.query_key_value(normed),
             layout,
             attention.num_heads,
-            self.symmetric,
+            self.mode,
             attention.attention_dropout.p if self.training else 0.0,
         )
         hidden_states = residual + _dropout(attention.dense(context), drop)
@@ -77,7 +77,7 @@ class LacosBloomBlock(BloomBlock):
         q, s, x = kernels.norm_quantize(hidden, norm.weight, norm.bias, norm.eps, keep=bool(qkv_lora))
         rows, absmax = qkv.int8_weight()
         context = kernels.scale(kernels.multiply(q, rows.t()), s, absmax, qkv.bias, _delta(qkv_lora, x))
-        context = attend_by_kernel(context, layout, attention.num_heads, self.symmetric)
+        context = attend_by_kernel(context, layout, attention.num_heads, self.mode)
 
         q, s = kernels.quantize(context)
         rows, absmax = dense.int8_weight()
@@ -116,7 +116,7 @@ def _dropout(x: Tensor, p: float) -> Tensor:
 class LacosBloomModel(BloomModel):
     """Drop-in for `transformers.BloomModel`: same parameters, packed forward pass. See the head of this file.
 
-    ``config.lacos_attention``: ``"causal"`` (default, BLOOM's own) or ``"symmetric"``.
+    What a token sees follows from the configuration: `attention_mode`.
     """
 
     _no_split_modules = ["BloomBlock", "LacosBloomBlock"]  # noqa: RUF012
@@ -158,7 +158,7 @@ class LacosBloomModel(BloomModel):
             ``last_hidden_state`` in the shape of the input, zeros at pads.
         """
         if past_key_values is not None or use_cache or output_attentions:
-            if self.h and self.h[0].symmetric:
+            if self.h and self.h[0].mode == "symmetric":
                 raise LacosError("A symmetric model has neither a cache nor attentions to give: it sees both sides.")
             return super().forward(
                 input_ids,
@@ -209,13 +209,41 @@ class LacosBloomModel(BloomModel):
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=all_states)
 
 
+def attention_mode(config: PretrainedConfig) -> Mode:
+    """What a token sees in a model of this configuration.
+
+    Args:
+        config: With transformers' ``is_causal: false`` it is ``"bidirectional"``; ``lacos_attention`` is the only
+            place where ``"symmetric"`` can be said, and counts first.
+
+    Returns:
+        ``"causal"``, ``"bidirectional"`` or ``"symmetric"``; see `attention.py`.
+
+    Raises:
+        LacosError: ``lacos_attention`` is none of them.
+
+    >>> attention_mode(BloomConfig()), attention_mode(BloomConfig(is_causal=False))
+    ('causal', 'bidirectional')
+    """
+    mode = getattr(config, "lacos_attention", None)
+    if mode is None:
+        return "causal" if getattr(config, "is_causal", True) else "bidirectional"
+    if mode not in get_args(Mode):
+        raise LacosError(f"config.lacos_attention is {mode!r}: choose from {', '.join(get_args(Mode))}.")
+    return mode
+
+
+def set_attention_mode_(config: PretrainedConfig, mode: Mode) -> None:
+    """Write ``mode`` where `attention_mode` and, as far as it knows the mode, transformers read it."""
+    config.lacos_attention = mode
+    config.is_causal = mode == "causal"
+
+
 def _convert_blocks_(model: BloomModel) -> None:
-    attention = getattr(model.config, "lacos_attention", "causal")
-    if attention not in ("causal", "symmetric"):
-        raise LacosError(f"config.lacos_attention is {attention!r}: choose 'causal' or 'symmetric'.")
+    mode = attention_mode(model.config)
     for block in model.h:
         block.__class__ = LacosBloomBlock
-        block.symmetric = attention == "symmetric"
+        block.mode = mode
 
 
 # Largest layer-norm gain over the median gain from which channels count as outliers. Rounding a token to

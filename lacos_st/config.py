@@ -48,8 +48,8 @@ class LacosConfig:
     quantization: Literal["int8", "none"] = _option("int8", "8-bit base weights, or none for comparison")
     compute_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute when encoding")
     training_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute while training")
-    attention: Literal["causal", "symmetric"] | None = _option(
-        None, "as BLOOM was trained, or bidirectional; none: as the base was saved, else causal"
+    attention: Literal["causal", "bidirectional", "symmetric"] | None = _option(
+        None, "causal as BLOOM was trained, or both sides (symmetric: not for stock software); none: as the base says"
     )
     # -- embedding
     pooling: Literal["weightedmean", "lasttoken", "mean"] | None = _option(

@@ -148,7 +148,8 @@ void scale_gelu_quantize(const int32_t *acc, const float *s, const float *w, con
  * whole vectors; `width` is the length rounded up to whole vectors, d is even. Inlined once for each usual d. */
 __attribute__((always_inline)) static inline void attend_head(const float *base, int64_t stride, int64_t length,
                                                               int64_t width, int64_t d, float slope,
-                                                              int64_t symmetric, float *y, int64_t hidden) {
+                                                              int64_t both_sides, int64_t symmetric, float *y,
+                                                              int64_t hidden) {
     const float log2e = 1.44269504f, factor = log2e / sqrtf((float)d); /* exp(x) = 2^(x log2 e) */
     float keys[d * width], scores[width], out[d];
     for (int64_t c = 0; c < d; c++)
@@ -156,10 +157,11 @@ __attribute__((always_inline)) static inline void attend_head(const float *base,
     for (int64_t j = 0; j < length; j++)
         for (int64_t c = 0; c < d; c++) keys[c * width + j] = base[j * stride + d + c] * factor;
     slope *= log2e;
+    const float ahead = symmetric ? slope : -slope; /* of a key behind the query */
     for (int64_t i = 0; i < length; i++) {
         const float *query = base + i * stride;
-        const int64_t seen = symmetric ? length : i + 1;
-        const int64_t used = symmetric ? width : (seen + 15) / 16 * 16;
+        const int64_t seen = both_sides ? length : i + 1;
+        const int64_t used = (seen + 15) / 16 * 16;
         float top = -INFINITY, sum = 0;
         for (int64_t block = 0; block < used; block += 16) {
             float even[16] = {0}, odd[16] = {0}; /* two chains of sums hide the latency of each addition */
@@ -174,7 +176,7 @@ __attribute__((always_inline)) static inline void attend_head(const float *base,
 #pragma omp simd
             for (int64_t j = 0; j < 16; j++) {
                 const float distance = (float)(i - block - j);
-                scores[block + j] = even[j] + odd[j] - slope * fabsf(distance);
+                scores[block + j] = even[j] + odd[j] + distance * (distance > 0 ? -slope : ahead);
             }
         }
         for (int64_t j = 0; j < seen; j++) top = scores[j] > top ? scores[j] : top;
@@ -194,9 +196,9 @@ __attribute__((always_inline)) static inline void attend_head(const float *base,
 }
 
 /* ALiBi attention of short sequences over packed rows: qkv (n, heads * 3 * d), per head its query, key and value; the
- * sequence z holds rows starts[z] to starts[z + 1]. Causal, or both sides. */
+ * sequence z holds rows starts[z] to starts[z + 1]. Causal or both sides; symmetric: a key's bias falls with its distance on both. */
 void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t heads, int64_t d, const float *slopes,
-            int64_t symmetric, float *y, int threads) {
+            int64_t both_sides, int64_t symmetric, float *y, int threads) {
     const int64_t stride = heads * 3 * d;
     _Pragma("omp parallel for schedule(dynamic, 8) num_threads(threads) if (threads > 1)")
     for (int64_t pair = 0; pair < sequences * heads; pair++) {
@@ -206,11 +208,11 @@ void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t 
         float *out = y + first * heads * d + head * d;
         if (length == 0) continue;
         if (d == 64)
-            attend_head(base, stride, length, width, 64, slopes[head], symmetric, out, heads * d);
+            attend_head(base, stride, length, width, 64, slopes[head], both_sides, symmetric, out, heads * d);
         else if (d == 32)
-            attend_head(base, stride, length, width, 32, slopes[head], symmetric, out, heads * d);
+            attend_head(base, stride, length, width, 32, slopes[head], both_sides, symmetric, out, heads * d);
         else
-            attend_head(base, stride, length, width, d, slopes[head], symmetric, out, heads * d);
+            attend_head(base, stride, length, width, d, slopes[head], both_sides, symmetric, out, heads * d);
     }
 }
 

@@ -50,7 +50,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "scale": [_POINTER] * 5 + [_INT] * 2 + [_POINTER],
     "scale_add_norm_quantize": [_POINTER] * 7 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 4,
     "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
-    "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _POINTER],
+    "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _INT, _POINTER],
     "multiply": [_POINTER] * 2 + [_INT] * 4 + [_POINTER] * 3,
 }
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -199,14 +199,14 @@ def scale_gelu_quantize(
     return q, t, y
 
 
-def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, symmetric: bool) -> Tensor:
+def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, mode: str) -> Tensor:
     """ALiBi attention over packed rows, for short sequences: no bias, no padding, no copy of queries and keys.
 
     Args:
         qkv: (n, heads * 3 * d): per head its query, key and value; d even.
         starts: (sequences + 1,) int32 first rows.
         slopes: (heads,) ALiBi's slopes.
-        symmetric: Both sides instead of causal.
+        mode: "causal", "bidirectional" or "symmetric", as in `attention.py`.
 
     Returns:
         (n, heads * d)
@@ -214,5 +214,6 @@ def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, symmetric: bool) -> Tens
     n, heads = qkv.shape[0], len(slopes)
     y = torch.empty(n, qkv.shape[1] // 3)
     sizes = (len(starts) - 1, heads, y.shape[1] // heads)
-    _call("attend", qkv.numel(), qkv, starts, *sizes, slopes, int(symmetric), y)
+    both_sides, symmetric = int(mode != "causal"), int(mode == "symmetric")
+    _call("attend", qkv.numel(), qkv, starts, *sizes, slopes, both_sides, symmetric, y)
     return y

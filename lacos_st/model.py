@@ -239,10 +239,13 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     def _name_stock_classes(self, stage: Path) -> None:
         """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""
+        own_base, attention = self.transformer.save_base, self.transformer.attention
         needs_plugin = [
             reason
             for reason, needed in {
-                "symmetric attention": self.transformer.attention == "symmetric",
+                "symmetric attention": attention == "symmetric",
+                # the base's own config.json would have to say so
+                "bidirectional attention in a base stored elsewhere": attention == "bidirectional" and not own_base,
                 "include_prompt=False": any(isinstance(m, Pooling) and not m.include_prompt for m in self),
             }.items()
             if needed

@@ -27,7 +27,8 @@ from sentence_transformers.base.modules import Transformer
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.artifact import RECORD, check_plain_lora, describe_base, is_hub_name, write_adapter, write_base
-from lacos_st.bloom import accelerate_, form_for
+from lacos_st.attention import Mode
+from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, keep_frozen_
 from lacos_st.memory import release_freed_memory
@@ -52,7 +53,8 @@ class LacosTransformer(Transformer):
         template: Text put around every input, with `{text}` once, for example
             `'This sentence : "{text}" means in one word:"'` (PromptEOL, arXiv 2307.16645). Default: the end token
             follows the text. A directory that was saved keeps its own.
-        attention: "causal" as BLOOM was trained, or "symmetric" (bidirectional, ALiBi bias of `-|i - j|`).
+        attention: What a token sees: "causal" as BLOOM was trained, "bidirectional" (both sides, BLOOM's bias; stock
+            software reads it) or "symmetric" (both sides, a bias of `-|i - j|`). Default: as the checkpoint says.
         max_seq_length: Tokens kept of each input, template included. Default: 512 or the model's `seq_length`.
         adapters: Names of adapters stored beside the base, the active one first (from `lacos.json`).
         **kwargs: As for ST's `Transformer` (`model_kwargs`, `processor_kwargs`, `config_kwargs`, ...).
@@ -70,7 +72,7 @@ class LacosTransformer(Transformer):
         compute_form: str = "auto",
         training_form: str = "auto",
         template: str | None = None,
-        attention: Literal["causal", "symmetric"] = "causal",
+        attention: Mode | None = None,
         max_seq_length: int | None = None,
         adapters: list[str] | None = None,
         base: dict[str, str | None] | None = None,
@@ -91,7 +93,7 @@ class LacosTransformer(Transformer):
         self.quantization: Quantization = "int8" if is_quantized(self.model) else "none"
         self.compute_form = compute_form
         self.training_form = training_form
-        self.attention = attention
+        self.attention: Mode = attention_mode(self.model.config)
         self.base = describe_base(model_name_or_path, base, getattr(self.config, "_commit_hash", None))
         self.saved_by_lacos = False
         self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
@@ -180,7 +182,7 @@ class LacosTransformer(Transformer):
             # What the device does well; the caller's word counts where several dtypes are fast.
             chosen = default_compute_dtype(device, form_for(model, options["compute_form"], device, training=False))
             freeze_(model, asked if device.type == "cuda" and asked != torch.float32 else chosen)
-        model.config.lacos_attention = options["attention"]
+        set_attention_mode_(model.config, options["attention"] or attention_mode(config))
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
             subfolder = f"adapter/{name}" if not is_peft_model else name

@@ -48,12 +48,13 @@ def flatten(ids, mask):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("lengths", [[9], [5, 5, 5], [1, 7, 3, 12, 12], [200, 3, 180, 131]])
-def test_equals_transformers(lengths, side):
+@pytest.mark.parametrize("causal", [True, False])
+def test_equals_transformers(lengths, side, causal):
     ids, mask = batch(lengths, side=side)
-    reference = stock()
+    reference = stock(is_causal=causal)
     with torch.no_grad():
         expected = reference(ids, attention_mask=mask, output_hidden_states=True)
-        result = fast()(ids, attention_mask=mask, output_hidden_states=True)
+        result = fast(is_causal=causal)(ids, attention_mask=mask, output_hidden_states=True)
     real = mask.bool()
     assert len(result.hidden_states) == len(expected.hidden_states) == LAYERS + 1
     for ours, theirs in zip(result.hidden_states, expected.hidden_states, strict=True):
@@ -150,7 +151,7 @@ def test_symmetric_model_sees_both_sides_and_ignores_padding():
     torch.testing.assert_close(alone[0], first[2, :4], atol=1e-5, rtol=1e-5)
     assert (changed[0, 0] - first[0, 0]).abs().max() > 1e-4
     torch.testing.assert_close(changed[1:], first[1:])
-    with pytest.raises(LacosError, match="sideways"):
+    with pytest.raises(LacosError, match="'sideways': choose from causal, bidirectional, symmetric"):
         accelerate_(stock(lacos_attention="sideways"))
 
 

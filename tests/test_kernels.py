@@ -162,19 +162,20 @@ def test_denormals_survive_loading():
 
 
 @needs_compiler
-@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("mode", ["causal", "bidirectional", "symmetric"])
 @pytest.mark.parametrize("dim", [20, 32, 64])
-def test_attend(symmetric, dim):
+def test_attend(mode, dim):
     torch.manual_seed(0)
     heads, lengths = 3, [1, 9, 0, 40]
     starts = torch.tensor([0, *lengths]).cumsum(0).int()
     qkv, slopes = torch.randn(sum(lengths), heads * 3 * dim) * 3, torch.tensor([0.5, 0.03, 0.9])
-    y = kernels.attend(qkv, starts, slopes, symmetric)
+    y = kernels.attend(qkv, starts, slopes, mode)
     for first, length in zip(starts.tolist(), lengths, strict=False):
         q, k, v = qkv[first : first + length].double().view(length, heads, 3, dim).permute(2, 1, 0, 3)
         distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
-        scores = q @ k.mT / dim**0.5 - slopes[:, None, None] * distance.abs()
-        if not symmetric:
+        bias = -distance.abs() if mode == "symmetric" else distance
+        scores = q @ k.mT / dim**0.5 + slopes[:, None, None] * bias
+        if mode == "causal":
             scores = scores.masked_fill(distance > 0, float("-inf"))
         expected = (scores.softmax(-1) @ v).transpose(0, 1).reshape(length, heads * dim)
         torch.testing.assert_close(y[first : first + length].double(), expected, rtol=1e-4, atol=1e-5)

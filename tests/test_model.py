@@ -242,6 +242,24 @@ def test_a_prompt_inside_a_template_cannot_be_left_out_later_either(tiny_bloom):
         model.set_pooling_include_prompt(False)
 
 
+def test_a_bidirectional_model_is_read_by_stock_software(tiny_bloom, tmp_path):
+    texts = ["a man plays", "dogs run through the wet grass", "yes"]
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"attention": "bidirectional"}).add_lora(rank=2)
+    expected = model.encode(texts, convert_to_tensor=True)
+    causal = LacosSentenceTransformer(tiny_bloom).encode(texts, convert_to_tensor=True)
+    assert (expected - causal).abs().max() > 1e-3
+    model.save(str(tmp_path / "model"))
+    again = LacosSentenceTransformer(str(tmp_path / "model"))
+    assert again.transformer.attention == "bidirectional"
+    torch.testing.assert_close(again.encode(texts, convert_to_tensor=True), expected)
+    stock = SentenceTransformer(str(tmp_path / "model")).encode(texts, convert_to_tensor=True)
+    assert torch.cosine_similarity(stock, expected).min() > 0.999
+    with pytest.warns(UserWarning, match="bidirectional attention in a base stored elsewhere"):
+        model.save(str(tmp_path / "adapter"), self_contained=False)
+    again = LacosSentenceTransformer(str(tmp_path / "adapter"))
+    torch.testing.assert_close(again.encode(texts, convert_to_tensor=True), expected)
+
+
 def test_a_symmetric_model_has_no_attentions_to_give(tiny_bloom):
     model = LacosSentenceTransformer(tiny_bloom, transformer_options={"attention": "symmetric"})
     with pytest.raises(LacosError, match="sees both sides"):

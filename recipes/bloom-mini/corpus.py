@@ -32,11 +32,12 @@ LEXICAL: dict[str | None, float] = {"en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.
 
 
 class Batch(NamedTuple):
-    """Sentences end to end."""
+    """Sentences end to end, the English ones first."""
 
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
-    targets: torch.Tensor | None  # (sentences, hidden) unit length
+    targets: torch.Tensor  # (sentences, hidden) unit length
+    english: np.ndarray  # (English sentences,) rows of `english.npy`
 
 
 def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -112,11 +113,7 @@ class Lexical:
 
 
 def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """(rows,) cluster of each unit vector, neighbours in space numbered near each other: one step of k-means, twice.
-
-    Batches are drawn in runs of one cluster, so that they hold the near pairs that STS asks about; among random
-    sentences there are hardly any.
-    """
+    """(rows,) cluster of each unit vector, neighbours in space numbered near each other: one step of k-means, twice."""
     random = np.random.default_rng(seed)
     centres = torch.from_numpy(teacher[np.sort(random.choice(len(teacher), count, replace=False))].astype(np.float32))
 
@@ -137,6 +134,30 @@ def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     return rank[nearest(teacher)].numpy()
 
 
+def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+    """(rows,) place of each unit vector in an order in which the next is near: by cluster, there from one to its
+    nearest that is left.
+
+    Batches are drawn in runs of this order, so that they hold the near pairs that STS asks about (cosine 0.5 from one
+    to the next); among random sentences there are hardly any, within a cluster few (0.3).
+    """
+    order = np.argsort(cluster, kind="stable")
+    path: list[np.ndarray] = []
+    for members in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
+        rows = teacher[members].astype(np.float32)
+        cosine = rows @ rows.T
+        np.fill_diagonal(cosine, -2)
+        cosine[:, 0] = -2
+        visited = [0]
+        for _ in range(len(members) - 1):
+            visited.append(int(cosine[visited[-1]].argmax()))
+            cosine[:, visited[-1]] = -2
+        path.append(members[visited])
+    place = np.empty(len(cluster), np.int64)
+    place[np.concatenate(path)] = np.arange(len(cluster))
+    return place
+
+
 class Corpus:
     """Draws batches: `english` of each from English, the rest from translations with a known target.
 
@@ -148,7 +169,7 @@ class Corpus:
         power: A language is drawn in proportion to its sentences to this power,
         favour: times this factor (0.5 where none is given); by default as the tokenizer was made.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
-        run: So many sentences of one cluster are drawn together.
+        run: So many neighbours are drawn together.
 
     Within a language a source, too, is drawn in proportion to its sentences to `power`: Tatoeba's hundred thousand
     short sentences would drown all others.
@@ -176,11 +197,10 @@ class Corpus:
         place[rows[:ready]] = np.arange(ready)
         self.target = np.where(translation >= 0, place[translation], -1)
         usable = np.flatnonzero((self.target >= 0) & (np.diff(self.offsets) <= longest))
-        path = work_dir / f"clusters-{ready}.npy"
+        path = work_dir / f"chain-{ready}.npy"
         if not path.exists():
-            np.save(path, clusters(teacher, 4096))
-        cluster = np.load(path)
-        usable = usable[np.lexsort((np.random.default_rng(0).random(len(usable)), cluster[self.target[usable]]))]
+            np.save(path, chain(teacher, clusters(teacher, 4096)))
+        usable = usable[np.argsort(np.load(path)[self.target[usable]], kind="stable")]
         self.pools = {str(lang): usable[langs[usable] == lang] for lang in np.unique(langs)}
         self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
         size = {
@@ -251,4 +271,5 @@ class Corpus:
             first = np.searchsorted(reach, random.random(n) * reach[-1], side="right")
             rows.append(self.pools[lang][first[:, None] + np.arange(self.run)].ravel())
         rows = np.concatenate(rows)
-        return Batch(*self.gather(rows), self.targets(rows))
+        english = self.target[rows[: counts[0] * self.run]]
+        return Batch(*self.gather(rows), self.targets(rows), english)

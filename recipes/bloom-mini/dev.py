@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from collect import jsonl
 from scipy.stats import spearmanr
-from student import embed
+from student import pool, states
 from transformers import PreTrainedTokenizerBase
 
 from lacos_st import LacosSentenceTransformer
@@ -52,7 +52,7 @@ def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: li
         rows = order[start : start + 256]
         flat = torch.tensor([t for i in rows for t in ids[i]])
         bounds = torch.tensor(np.cumsum([0, *(len(ids[i]) for i in rows)]))
-        out[rows] = torch.nn.functional.normalize(embed(model, flat, bounds, pooling), dim=-1).numpy()
+        out[rows] = torch.nn.functional.normalize(pool(states(model, flat, bounds), bounds, pooling), dim=-1).numpy()
     return out
 
 

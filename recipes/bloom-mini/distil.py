@@ -7,8 +7,9 @@
 
 The loss draws a sentence, and its translations, to the teacher's embedding of the English (1 - cosine), and the
 batch's cosine matrix to the teacher's (mean squared difference, times --matrix), once more within runs of similar
-sentences (times --near): which of two near pairs is nearer is what STS asks. Training is in the space that is compared
-at the end: there is no projection head to throw away.
+sentences (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
+word to what the teacher says of it there, which is what layers learn to use a context from. Training is in the space
+that is compared at the end: there is no projection head to throw away.
 
 A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
 share a step, each with its own sentences; on busy cores two processes of one thread beat one process of two.
@@ -29,9 +30,10 @@ import torch
 from corpus import Corpus, projection, unit
 from dev import encode, evaluate, tasks
 from state import load_state, save_state
-from student import config, embed, grow, quiet_
+from student import config, grow, pool, quiet_, states
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from words import Words
 
 from lacos_st.bloom import LacosBloomModel
 from lacos_st.quantization import has_fast_bf16
@@ -75,6 +77,14 @@ def loss_of(student: torch.Tensor, target: torch.Tensor, matrix: float, near: fl
     return loss + near * (mine @ mine.mT - goal @ goal.mT).square().mean()
 
 
+def word_loss(states: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """1 - cosine of each word's states, added up, to its target; words that either side has cut off do not count."""
+    tokens = torch.nonzero(places >= 0)[:, 0]
+    total = states.new_zeros(len(targets), states.shape[1]).index_add(0, places[tokens], states[tokens])
+    said = targets.any(1) & torch.zeros(len(targets), dtype=torch.bool).index_fill(0, places[tokens], True)
+    return 1 - (normalize(total[said], dim=-1) * targets[said]).sum(-1).mean()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["static", "deep"])
@@ -93,6 +103,7 @@ def main() -> None:
     parser.add_argument("--pooling", choices=["mean", "weightedmean"], default="mean")
     parser.add_argument("--run", type=int, default=8, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
+    parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which words.py has made")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
@@ -110,6 +121,7 @@ def main() -> None:
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
+    words = Words.load(args.work_dir, args.hidden) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():
@@ -143,8 +155,11 @@ def main() -> None:
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
-            sentences = embed(model, batch.ids, batch.bounds, args.pooling)
-        loss = loss_of(sentences, batch.targets, args.matrix, args.near, args.run)
+            said = states(model, batch.ids, batch.bounds)
+        loss = loss_of(pool(said, batch.bounds, args.pooling), batch.targets, args.matrix, args.near, args.run)
+        if words is not None:
+            targets, places = words.gather(batch.english, batch.bounds[: len(batch.english) + 1].numpy())
+            loss = loss + args.words * word_loss(said, targets, places)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:

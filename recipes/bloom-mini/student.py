@@ -10,6 +10,7 @@ from lacos_st.bloom import LacosBloomModel
 
 
 def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
+    """Tokens see both sides, in transformers' own way: stock software reads the model."""
     return BloomConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
@@ -21,6 +22,7 @@ def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
         hidden_dropout=0.0,
         attention_dropout=0.0,
         use_cache=False,
+        is_causal=False,
     )
 
 
@@ -74,14 +76,18 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
         model.ln_f.weight[-2:] = 0
 
 
-def embed(model: BloomModel, ids: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
-    """(tokens,) ids of sentences end to end -> (sentences, hidden), as ST's pooling of the same name does."""
-    states = model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
+def states(model: BloomModel, ids: Tensor, bounds: Tensor) -> Tensor:
+    """(tokens,) ids of sentences end to end -> (tokens, hidden) fp32."""
+    return model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
+
+
+def pool(states: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
+    """(tokens, hidden) -> (sentences, hidden), as ST's pooling of the same name does."""
     lengths = bounds.diff()
     sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     if pooling == "mean":
         weight = 1 / lengths.float()[sentence]
     else:
-        weight = (torch.arange(len(ids)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
+        weight = (torch.arange(len(states)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
         weight = weight / (lengths * (lengths + 1) / 2)[sentence]
     return states.new_zeros(len(lengths), states.shape[1]).index_add(0, sentence, states * weight[:, None])
