@@ -109,6 +109,26 @@ def test_resident_memory_grows_with_what_is_touched():
     assert memory.available_memory() > 0
 
 
+def test_loading_leaves_no_holes_in_the_heap():
+    """In a process of its own: the setting is the process's."""
+    code = (
+        "import ctypes, torch\n"
+        "from lacos_st.memory import loading_without_holes\n"
+        "class Heap(ctypes.Structure): _fields_ = [(str(i), ctypes.c_size_t) for i in range(10)]\n"
+        "info = ctypes.CDLL(None).mallinfo2; info.restype = Heap\n"
+        "mapped = lambda: getattr(info(), '3')\n"
+        "del (block := [torch.ones(2_000_000)])[:]\n"  # from here on glibc would take such blocks from its heap
+        "before, kept = mapped(), []\n"
+        "with loading_without_holes():\n"
+        "    for _ in range(20):\n"
+        "        large = torch.ones(1_000_000); kept.append(torch.ones(300_000)); del large\n"
+        "assert mapped() == before + 20, (before, mapped())\n"
+        "kept.append(torch.ones(300_000))\n"
+        "assert mapped() == before + 20\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_memory_is_given_back():
     """In a process of its own: the setting is the process's."""
     code = (

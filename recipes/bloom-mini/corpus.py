@@ -135,8 +135,7 @@ def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
 
 
 def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
-    """(rows,) place of each unit vector in an order in which the next is near: by cluster, there from one to its
-    nearest that is left.
+    """(rows,) place of each unit vector in an order in which the next is near: by cluster, there nearest by nearest.
 
     Batches are drawn in runs of this order, so that they hold the near pairs that STS asks about (cosine 0.5 from one
     to the next); among random sentences there are hardly any, within a cluster few (0.3).

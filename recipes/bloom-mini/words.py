@@ -5,7 +5,8 @@ one, and say which word means what beside which: layers learn from them what the
 
 A word is what stands between blanks; the two tokenizers cut it differently, so both sides add up a word's tokens.
 Output, in --work-dir: `words-H.npy`, (words, H) fp16, unit length, in the student's space; 0 where the teacher's 64
-tokens end before. Sentence i of `english.npy` has rows offsets[i] to offsets[i + 1]. Resumable by chunks, as `teach.py`.
+tokens end before. Sentence i of `english.npy` has rows starts[i] to starts[i + 1].
+Resumable by chunks, as `teach.py`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Words(NamedTuple):
 
     @classmethod
     def load(cls, work_dir: Path, hidden: int) -> Words:
+        """What `main` has written."""
         stored = np.load(work_dir / "words.npz")
         states = np.load(work_dir / f"words-{hidden}.npy", mmap_mode="r")
         return cls(states, stored["starts"], stored["numbers"], stored["bounds"])
@@ -104,8 +106,7 @@ def main() -> None:
             part = texts[first : first + CHUNK]
             found = student(part, return_offsets_mapping=True)["offset_mapping"]
             numbers += [
-                words_of(text, offsets)[:MAX_TOKENS].astype(np.int8)
-                for text, offsets in zip(part, found, strict=True)
+                words_of(text, offsets)[:MAX_TOKENS].astype(np.int8) for text, offsets in zip(part, found, strict=True)
             ]
         bounds = np.cumsum([0, *map(len, numbers)])
         temporary = args.work_dir / "words.part.npz"
