@@ -172,31 +172,33 @@ def _holes(size: float, device: torch.device, factor: float = _HEAP_FACTOR) -> f
     return factor if device.type == "cpu" and size < _MAPPED_FROM else 1.0
 
 
-def _map_blocks_from(size: int) -> bool:
-    """Let glibc take blocks of at least ``size`` bytes straight from the system and give them back there when freed."""
+# glibc's mallopt
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def _glibc(name: str, *arguments: int) -> bool:
+    """Call a function of glibc's allocator; False where there is none or it refuses."""
     import ctypes
 
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return bool(mallopt and mallopt(-3, size))  # M_MMAP_THRESHOLD
+    function = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
+    return bool(function and function(*arguments))
 
 
 @contextmanager
 def loading_without_holes() -> Iterator[None]:
     """While a model is loaded: what is freed goes back to the system (glibc only; nothing elsewhere).
 
-    Quantising frees as much as the weights take. In the heap that would leave holes which the system gets back at the
-    end, and which later blocks fill again and keep: 0.2 GB at bloom-560m's size.
+    Quantising frees as much as the weights take. In the heap that would leave holes, whose pages the system gets back
+    at the end, but which later blocks fill again and keep: 0.3 GB at bloom-560m's size. So blocks of 1 MB or more are
+    mapped one by one, and afterwards from 32 MB on, as glibc by itself comes to do in a process that frees such blocks.
     """
-    import ctypes
-
-    _map_blocks_from(1 << 20)
+    _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 20)
     try:
         yield
     finally:
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-        if trim is not None:
-            trim(0)
-        _map_blocks_from(_MAPPED_FROM)
+        _glibc("malloc_trim", 0)
+        _glibc("mallopt", _M_MMAP_THRESHOLD, _MAPPED_FROM)
+        _glibc("mallopt", _M_TRIM_THRESHOLD, 2 * _MAPPED_FROM)
 
 
 def give_memory_back() -> bool:
@@ -208,7 +210,7 @@ def give_memory_back() -> bool:
     Returns:
         Whether the C library took the setting.
     """
-    return _map_blocks_from(1 << 20)
+    return _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 20)
 
 
 # hidden size, layers, heads of the published checkpoints, so that a question needs no download
