@@ -47,7 +47,7 @@ def main() -> None:
         torch.manual_seed(0)
         exact = torch.randn(count, length, heads, 3, size).bfloat16().double().requires_grad_()
         dy = torch.randn(count, heads, length, size).bfloat16()
-        reference = gradient(False, exact, _bias(heads, length, False, torch.float64, exact.device), dy.double())[1]
+        reference = gradient(False, exact, _bias(heads, length, "causal", torch.float64, exact.device), dy.double())[1]
         forms = {
             f"{kind} {str(dtype).removeprefix('torch.')}": (products, dtype)
             for dtype in (torch.float32, torch.bfloat16)
@@ -58,7 +58,7 @@ def main() -> None:
         for _ in range(arguments.repeats):
             for name, (products, dtype) in forms.items():
                 inputs = exact.detach().to(dtype).requires_grad_()
-                bias = _bias(heads, length, False, dtype, inputs.device)
+                bias = _bias(heads, length, "causal", dtype, inputs.device)
                 spent, found = gradient(products, inputs, bias, dy.to(dtype))
                 seconds[name].append(spent)
                 errors[name] = float((found.double() - reference).norm() / reference.norm())

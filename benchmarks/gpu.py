@@ -75,6 +75,14 @@ def parity(sizes: dict[str, int], device: str) -> dict[str, float]:
         for name in ("ours unquantised", "stock bf16"):
             found = build(name, path, device)(long).last_hidden_state
             result[f"{name}: relative error at 2,048 tokens"] = ((found - fp32).norm() / fp32.norm()).item()
+        both = {name: build(name, path, device) for name in ("stock fp32", "ours unquantised")}
+        for model in both.values():
+            model.config.is_causal = False
+        accelerate_(both["ours unquantised"])
+        for which in ((ids, mask), (long, torch.ones_like(long))):
+            expected, found = (model(which[0], attention_mask=which[1]).last_hidden_state for model in both.values())
+            error = ((found - expected)[which[1].bool()].norm() / expected[which[1].bool()].norm()).item()
+            result[f"ours unquantised, both sides: relative error at {which[0].shape[1]:,} tokens"] = error
     models = {name: trainable(name, path, device) for name in ("ours w8a16 fp32", "ours auto", "stock int8 bf16")}
     for model in models.values():
         step(model, ids, mask)

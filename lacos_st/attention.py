@@ -5,7 +5,8 @@ Shapes: N packed tokens, A heads of D, T the length of a group's sequences.
 BLOOM's ALiBi adds ``slope[a] * j`` to the score of key j; softmax ignores what is constant along a row, so under a
 causal mask that is ALiBi's ``-slope * (i - j)``. Sequences attend in groups of similar length (`packing.py`):
 
-- Up to `SHORT` tokens: a group is one fused call with a (A, T, T) bias that all its sequences share. Pads, if
+- Up to `SHORT` tokens: a group is one fused call with a (A, T, T) bias that all its sequences share (or one row of
+  it where the bias is the key's alone). Pads, if
   any, sit on the right, where the causal mask hides them. Encoding in ``w8a8`` on a CPU has a kernel of its own up
   to 64 tokens, which needs no padding either.
 - Longer: the bias is a product of a number per head and a number per key, so it moves into a few extra columns
@@ -30,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lacos_st import kernels
-from lacos_st.packing import SHORT, Layout
+from lacos_st.packing import SHORT, Group, Layout
 
 Mode = Literal["causal", "bidirectional", "symmetric"]
 
@@ -72,16 +73,22 @@ def _slopes(heads: int) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _bias(heads: int, length: int, mode: Mode, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """ALiBi and the causal mask as one (1, A, T, T) bias, 0 for the keys that it favours most: precise in bf16."""
+    """ALiBi by distance, and the causal mask, as one (1, A, T, T) bias that a group shares."""
     with torch.inference_mode(False):  # cached: may serve a training step later
         slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float64)[:, None, None]
         distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
-        if mode == "bidirectional":
-            distance = (length - 1 - torch.arange(length)).expand(length, length)
         bias = -slopes * distance.abs()
         if mode == "causal":
             bias = bias.masked_fill(distance > 0, -math.inf)
         return bias[None].to(dtype).to(device)
+
+
+def _key_bias(heads: int, group: Group, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """ALiBi by the key alone, (S or 1, A, 1, T): 0 at each sequence's last key, the favoured one, for 16 bits' sake."""
+    position = torch.arange(group.length, device=device)
+    last = group.length - 1 if group.key_mask is None else group.key_mask.sum(-1, keepdim=True) - 1
+    slopes = torch.tensor(alibi_slopes(heads), device=device)[:, None, None]
+    return (slopes * (position - last)).to(dtype).view(-1, heads, 1, group.length)
 
 
 @lru_cache(maxsize=16)
@@ -221,7 +228,10 @@ def attend(qkv: Tensor, layout: Layout, heads: int, mode: Mode = "causal", dropo
         if group.length > SHORT:
             out = _attend_long(q, k, v, mode, dropout)
         else:
-            bias = _bias(heads, group.length, mode, qkv.dtype, qkv.device)
+            if mode == "bidirectional":
+                bias = _key_bias(heads, group, qkv.dtype, qkv.device)
+            else:
+                bias = _bias(heads, group.length, mode, qkv.dtype, qkv.device)
             if mode != "causal" and group.key_mask is not None:
                 bias = bias.masked_fill(~group.key_mask, -math.inf)
             if qkv.requires_grad and qkv.dtype == torch.bfloat16 and not qkv.is_cuda and dropout == 0:

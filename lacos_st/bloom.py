@@ -159,7 +159,10 @@ class LacosBloomModel(BloomModel):
         """
         if past_key_values is not None or use_cache or output_attentions:
             if self.h and self.h[0].mode == "symmetric":
-                raise LacosError("A symmetric model has neither a cache nor attentions to give: it sees both sides.")
+                raise LacosError(
+                    "A symmetric model has neither a cache nor attentions to give: transformers' forward pass, which "
+                    "would give them, does not know its bias."
+                )
             return super().forward(
                 input_ids,
                 past_key_values,
@@ -213,30 +216,33 @@ def attention_mode(config: PretrainedConfig) -> Mode:
     """What a token sees in a model of this configuration.
 
     Args:
-        config: With transformers' ``is_causal: false`` it is ``"bidirectional"``; ``lacos_attention`` is the only
-            place where ``"symmetric"`` can be said, and counts first.
+        config: transformers' ``is_causal`` says whether it is causal or bidirectional; ``lacos_attention:
+            "symmetric"``, which transformers cannot express, counts first.
 
     Returns:
         ``"causal"``, ``"bidirectional"`` or ``"symmetric"``; see `attention.py`.
 
     Raises:
-        LacosError: ``lacos_attention`` is none of them.
+        LacosError: ``lacos_attention`` has another value.
 
     >>> attention_mode(BloomConfig()), attention_mode(BloomConfig(is_causal=False))
     ('causal', 'bidirectional')
     """
-    mode = getattr(config, "lacos_attention", None)
-    if mode is None:
-        return "causal" if getattr(config, "is_causal", True) else "bidirectional"
-    if mode not in get_args(Mode):
-        raise LacosError(f"config.lacos_attention is {mode!r}: choose from {', '.join(get_args(Mode))}.")
-    return mode
+    asked = getattr(config, "lacos_attention", None)
+    if asked not in (None, *get_args(Mode)):
+        raise LacosError(f"config.lacos_attention is {asked!r}: choose from {', '.join(get_args(Mode))}.")
+    if asked == "symmetric":
+        return "symmetric"
+    return "causal" if getattr(config, "is_causal", True) else "bidirectional"
 
 
 def set_attention_mode_(config: PretrainedConfig, mode: Mode) -> None:
     """Write ``mode`` where `attention_mode` and, as far as it knows the mode, transformers read it."""
-    config.lacos_attention = mode
-    config.is_causal = mode == "causal"
+    if mode != attention_mode(config):
+        config.is_causal = mode == "causal"
+        vars(config).pop("lacos_attention", None)
+        if mode == "symmetric":
+            config.lacos_attention = mode
 
 
 def _convert_blocks_(model: BloomModel) -> None:

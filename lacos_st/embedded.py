@@ -132,10 +132,13 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     base = load_file(ASSETS / "bloom-mini" / "model.safetensors")
     weights = load_file(source / "model.safetensors")
     key = "h.0.self_attention.query_key_value.weight"
-    if record["template"] != "{text}</s>" or key not in weights or not torch.equal(weights[key], base[key]):
+    config = json.loads((ASSETS / "bloom-mini" / "config.json").read_text(encoding="utf-8"))
+    attention = "causal" if config.get("is_causal", True) else "bidirectional"
+    as_the_base = (record["template"], record["attention"]) == ("{text}</s>", attention)
+    if not as_the_base or key not in weights or not torch.equal(weights[key], base[key]):
         raise LacosError(
-            f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its template '{{text}}</s>': train it "
-            "again, or unpack the base that it belongs to."
+            f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its attention and '{{text}}</s>': train "
+            "it again, or unpack the base that it belongs to."
         )
     training = json.loads((source / "training.json").read_text(encoding="utf-8"))
     paths = {record["base"]["name"]: "bloom-mini", training["recipe"]["output"]: "lacos-bloom"}

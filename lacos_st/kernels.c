@@ -157,7 +157,7 @@ __attribute__((always_inline)) static inline void attend_head(const float *base,
     for (int64_t j = 0; j < length; j++)
         for (int64_t c = 0; c < d; c++) keys[c * width + j] = base[j * stride + d + c] * factor;
     slope *= log2e;
-    const float ahead = symmetric ? slope : -slope; /* of a key behind the query */
+    const float ahead = symmetric ? slope : -slope; /* for keys after the query */
     for (int64_t i = 0; i < length; i++) {
         const float *query = base + i * stride;
         const int64_t seen = both_sides ? length : i + 1;
@@ -196,7 +196,8 @@ __attribute__((always_inline)) static inline void attend_head(const float *base,
 }
 
 /* ALiBi attention of short sequences over packed rows: qkv (n, heads * 3 * d), per head its query, key and value; the
- * sequence z holds rows starts[z] to starts[z + 1]. Causal or both sides; symmetric: a key's bias falls with its distance on both. */
+ * sequence z holds rows starts[z] to starts[z + 1]. Causal, or both sides; symmetric: there a key's bias falls with its
+ * distance on both. */
 void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t heads, int64_t d, const float *slopes,
             int64_t both_sides, int64_t symmetric, float *y, int threads) {
     const int64_t stride = heads * 3 * d;

@@ -36,7 +36,7 @@ _GB = 1e9
 # glibc serves blocks under 32 MB from its heap, where temporary ones leave holes between those that are kept. Larger
 # blocks are mapped and given back exactly.
 _MAPPED_FROM = 32 << 20
-_HEAP_FACTOR = 2.1
+_HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 # Of what training keeps, by width in units of the hidden size: holes of the narrow blocks stay, wide blocks fill them.
 # Measured at bloom-560m's size where none, the widest, and the two wider kinds are mapped.
 _KEPT_HEAP_FACTORS = {1: 2.35, 3: 1.4, 4: 1.05}
@@ -172,8 +172,10 @@ def _holes(size: float, device: torch.device, factor: float = _HEAP_FACTOR) -> f
     return factor if device.type == "cpu" and size < _MAPPED_FROM else 1.0
 
 
-# glibc's mallopt
+# glibc's mallopt; what the user has set in the environment stays
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_USERS_SETTING = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"))
+_SMALL = 1 << 20
 
 
 def _glibc(name: str, *arguments: int) -> bool:
@@ -184,21 +186,31 @@ def _glibc(name: str, *arguments: int) -> bool:
     return bool(function and function(*arguments))
 
 
+def _map_blocks_from(size: int) -> bool:
+    if _USERS_SETTING:
+        return False
+    _glibc("mallopt", _M_TRIM_THRESHOLD, 2 * _MAPPED_FROM)  # else glibc would trim at every freed block
+    return _glibc("mallopt", _M_MMAP_THRESHOLD, size)
+
+
+_mapped_from = _MAPPED_FROM
+
+
 @contextmanager
 def loading_without_holes() -> Iterator[None]:
     """While a model is loaded: what is freed goes back to the system (glibc only; nothing elsewhere).
 
     Quantising frees as much as the weights take. In the heap that would leave holes, whose pages the system gets back
     at the end, but which later blocks fill again and keep: 0.3 GB at bloom-560m's size. So blocks of 1 MB or more are
-    mapped one by one, and afterwards from 32 MB on, as glibc by itself comes to do in a process that frees such blocks.
+    mapped one by one, in the whole process; afterwards from 32 MB on, which glibc comes to by itself in a process that
+    frees such blocks, or as `give_memory_back` has asked.
     """
-    _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 20)
+    _map_blocks_from(_SMALL)
     try:
         yield
     finally:
         _glibc("malloc_trim", 0)
-        _glibc("mallopt", _M_MMAP_THRESHOLD, _MAPPED_FROM)
-        _glibc("mallopt", _M_TRIM_THRESHOLD, 2 * _MAPPED_FROM)
+        _map_blocks_from(_mapped_from)
 
 
 def give_memory_back() -> bool:
@@ -210,7 +222,9 @@ def give_memory_back() -> bool:
     Returns:
         Whether the C library took the setting.
     """
-    return _glibc("mallopt", _M_MMAP_THRESHOLD, 1 << 20)
+    global _mapped_from
+    _mapped_from = _SMALL
+    return _map_blocks_from(_SMALL)
 
 
 # hidden size, layers, heads of the published checkpoints, so that a question needs no download

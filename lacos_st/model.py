@@ -239,13 +239,15 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     def _name_stock_classes(self, stage: Path) -> None:
         """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""
-        own_base, attention = self.transformer.save_base, self.transformer.attention
+        attention, by_reference = self.transformer.attention, not self.transformer.save_base
+        base_attention = self.transformer.base_attention
         needs_plugin = [
             reason
             for reason, needed in {
                 "symmetric attention": attention == "symmetric",
-                # the base's own config.json would have to say so
-                "bidirectional attention in a base stored elsewhere": attention == "bidirectional" and not own_base,
+                # stock classes read the base's own config.json
+                f"{attention} attention over a base that is {base_attention}": by_reference
+                and "symmetric" != attention != base_attention,
                 "include_prompt=False": any(isinstance(m, Pooling) and not m.include_prompt for m in self),
             }.items()
             if needed

@@ -119,10 +119,10 @@ def _fit(
     callbacks: list[TrainerCallback] | None,
 ) -> LacosSentenceTransformer:
     """One attempt, from the seed or a checkpoint to the best step."""
-    set_seed(config.seed)
-    model = build_model(config)
     if config.gradient_checkpointing and not torch.cuda.is_available():
         give_memory_back()  # else the heap's holes eat most of what checkpointing saves
+    set_seed(config.seed)
+    model = build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:

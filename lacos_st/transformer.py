@@ -1,8 +1,8 @@
 """`LacosTransformer`: sentence-transformers' input module over an 8-bit BLOOM with LoRA adapters.
 
 Data flow: texts -> (template, tokenizer) -> padded ids (batch, tokens) -> `LacosBloomModel` (packs them, so padding
-costs nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `Transformer`; this file adds what a
-causal 8-bit base needs and the stock module gets wrong:
+costs nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `Transformer`; this file adds what an
+8-bit base needs and the stock module gets wrong:
 
 - the base is quantised while it is loaded (bitsandbytes int8, the embedding table too) and frozen;
 - padding on the right (ALiBi positions, gradient caching and fp16 are safe there), a real `max_seq_length`;
@@ -94,6 +94,7 @@ class LacosTransformer(Transformer):
         self.compute_form = compute_form
         self.training_form = training_form
         self.attention: Mode = attention_mode(self.model.config)
+        self.base_attention: Mode = self._load_options["base_attention"]
         self.base = describe_base(model_name_or_path, base, getattr(self.config, "_commit_hash", None))
         self.saved_by_lacos = False
         self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
@@ -183,7 +184,8 @@ class LacosTransformer(Transformer):
             # What the device does well; the caller's word counts where several dtypes are fast.
             chosen = default_compute_dtype(device, form_for(model, options["compute_form"], device, training=False))
             freeze_(model, asked if device.type == "cuda" and asked != torch.float32 else chosen)
-        set_attention_mode_(model.config, options["attention"] or attention_mode(config))
+        options["base_attention"] = attention_mode(config)
+        set_attention_mode_(model.config, options["attention"] or options["base_attention"])
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
             subfolder = f"adapter/{name}" if not is_peft_model else name

@@ -77,12 +77,12 @@ def loss_of(student: torch.Tensor, target: torch.Tensor, matrix: float, near: fl
     return loss + near * (mine @ mine.mT - goal @ goal.mT).square().mean()
 
 
-def word_loss(states: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+def word_loss(said: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """1 - cosine of each word's states, added up, to its target; words that either side has cut off do not count."""
     tokens = torch.nonzero(places >= 0)[:, 0]
-    total = states.new_zeros(len(targets), states.shape[1]).index_add(0, places[tokens], states[tokens])
-    said = targets.any(1) & torch.zeros(len(targets), dtype=torch.bool).index_fill(0, places[tokens], True)
-    return 1 - (normalize(total[said], dim=-1) * targets[said]).sum(-1).mean()
+    total = said.new_zeros(len(targets), said.shape[1]).index_add(0, places[tokens], said[tokens])
+    both = targets.any(1) & torch.zeros(len(targets), dtype=torch.bool).index_fill(0, places[tokens], True)
+    return 1 - (normalize(total[both], dim=-1) * targets[both]).sum(-1).mean()
 
 
 def main() -> None:
@@ -121,7 +121,7 @@ def main() -> None:
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
-    words = Words.load(args.work_dir, args.hidden) if args.words else None
+    words = Words.load(args.work_dir, len(corpus.projected)) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():

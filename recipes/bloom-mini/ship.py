@@ -25,7 +25,8 @@ language: [{languages}]
 # bloom-mini
 
 A small multilingual BLOOM for sentence embeddings: {layers} layers of {hidden}, {heads} heads, {vocabulary:,}
-byte-level BPE entries, causal attention with ALiBi, {parameters:.1f} million parameters, stored in 8 bits.
+byte-level BPE entries, {parameters:.1f} million parameters in 8 bits. Tokens see both sides (`is_causal: false`, which
+transformers reads from 5.2 on), with ALiBi.
 It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Its sentence embedding is the mean of
 all tokens (`1_Pooling/` says so); the tokenizer appends `</s>`. The last two dimensions of an embedding are close to 0:
 the model keeps there what a token should not say.

@@ -81,13 +81,13 @@ def states(model: BloomModel, ids: Tensor, bounds: Tensor) -> Tensor:
     return model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
 
 
-def pool(states: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
+def pool(tokens: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
     """(tokens, hidden) -> (sentences, hidden), as ST's pooling of the same name does."""
     lengths = bounds.diff()
     sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     if pooling == "mean":
         weight = 1 / lengths.float()[sentence]
     else:
-        weight = (torch.arange(len(states)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
+        weight = (torch.arange(len(tokens)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
         weight = weight / (lengths * (lengths + 1) / 2)[sentence]
-    return states.new_zeros(len(lengths), states.shape[1]).index_add(0, sentence, states * weight[:, None])
+    return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sentence, tokens * weight[:, None])

@@ -4,9 +4,9 @@ A sentence's embedding is the mean of the teacher's states. Its states word by w
 one, and say which word means what beside which: layers learn from them what the mean alone teaches too slowly.
 
 A word is what stands between blanks; the two tokenizers cut it differently, so both sides add up a word's tokens.
-Output, in --work-dir: `words-H.npy`, (words, H) fp16, unit length, in the student's space; 0 where the teacher's 64
-tokens end before. Sentence i of `english.npy` has rows starts[i] to starts[i + 1].
-Resumable by chunks, as `teach.py`.
+Output, in --work-dir, for the N sentences that have an embedding: `words-N.npy`, (words, hidden) fp16, unit length, in
+the student's space; 0 where the teacher's 64 tokens end before. Sentence i of `english.npy` has rows starts[i] to
+starts[i + 1]. Resumable by chunks, as `teach.py`; after another tokenizer, remove `words-N.npz`.
 """
 
 from __future__ import annotations
@@ -45,10 +45,17 @@ class Words(NamedTuple):
     bounds: np.ndarray  # (sentences + 1,) of `numbers`
 
     @classmethod
-    def load(cls, work_dir: Path, hidden: int) -> Words:
-        """What `main` has written."""
-        stored = np.load(work_dir / "words.npz")
-        states = np.load(work_dir / f"words-{hidden}.npy", mmap_mode="r")
+    def load(cls, work_dir: Path, count: int) -> Words:
+        """What `main` has written for the first `count` sentences.
+
+        Raises:
+            SystemExit: It has not, or not to the end.
+        """
+        state = work_dir / f"words-{count}.json"
+        if not state.exists() or json.loads(state.read_text())["chunks"] * CHUNK < count:
+            raise SystemExit(f"{state} does not say that all {count:,} sentences are done: run words.py.")
+        stored = np.load(work_dir / f"words-{count}.npz")
+        states = np.load(work_dir / f"words-{count}.npy", mmap_mode="r")
         return cls(states, stored["starts"], stored["numbers"], stored["bounds"])
 
     def gather(self, sentences: np.ndarray, bounds: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -99,7 +106,8 @@ def main() -> None:
     table = pq.read_table(args.work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
     texts = table.take(pa.array(rows)).to_pylist()
     starts = np.cumsum([0, *(len(text.split()) for text in texts)])
-    if not (args.work_dir / "words.npz").exists():
+    path = args.work_dir / f"words-{len(texts)}.npy"
+    if not path.with_suffix(".npz").exists():
         student = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
         numbers = []
         for first in range(0, len(texts), CHUNK):
@@ -109,9 +117,9 @@ def main() -> None:
                 words_of(text, offsets)[:MAX_TOKENS].astype(np.int8) for text, offsets in zip(part, found, strict=True)
             ]
         bounds = np.cumsum([0, *map(len, numbers)])
-        temporary = args.work_dir / "words.part.npz"
+        temporary = path.with_suffix(".part.npz")
         np.savez(temporary, starts=starts, numbers=np.concatenate(numbers), bounds=bounds)
-        temporary.replace(args.work_dir / "words.npz")
+        temporary.replace(path.with_suffix(".npz"))
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModel.from_pretrained(teacher_path()).eval().to(device)
@@ -119,7 +127,7 @@ def main() -> None:
         to_int8_(model)
     tokenizer = AutoTokenizer.from_pretrained(teacher_path())
     space = torch.from_numpy(projection(args.work_dir, args.hidden))
-    path, state = args.work_dir / f"words-{args.hidden}.npy", args.work_dir / f"words-{args.hidden}.json"
+    state = path.with_suffix(".json")
     ready = json.loads(state.read_text())["chunks"] if state.exists() and path.exists() else 0
     mode = "r+" if ready else "w+"
     shape = (int(starts[-1]), args.hidden) if mode == "w+" else None
