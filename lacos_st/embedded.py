@@ -137,8 +137,8 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     as_the_base = (record["template"], record["attention"]) == ("{text}</s>", attention)
     if not as_the_base or key not in weights or not torch.equal(weights[key], base[key]):
         raise LacosError(
-            f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its attention and '{{text}}</s>': train "
-            "it again, or unpack the base that it belongs to."
+            f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its attention and '{{text}}</s>': "
+            "train it again, or unpack the base that it belongs to."
         )
     training = json.loads((source / "training.json").read_text(encoding="utf-8"))
     paths = {record["base"]["name"]: "bloom-mini", training["recipe"]["output"]: "lacos-bloom"}
