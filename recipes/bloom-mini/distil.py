@@ -95,6 +95,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--until", type=int, help="stop after this step, to go on with other weights of the loss")
     parser.add_argument("--batch", type=int, default=256, help="sentences a step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
@@ -149,7 +150,8 @@ def main() -> None:
 
     model.train()
     began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
-    for step in range(first, args.steps):
+    last = min(args.steps, args.until or args.steps)
+    for step in range(first, last):
         batch = corpus.batch(args.batch // world, args.seed, step * world + rank)
         factor = min(1.0, (step + 1) / 100, (args.steps - step) / max(1, args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
@@ -175,7 +177,7 @@ def main() -> None:
                 flush=True,
             )
             mean = 0.0
-        if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == args.steps):
+        if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == last):
             model.eval()
             model.save_pretrained(output)
             save_state(state, model, optimizer, step + 1)
