@@ -76,7 +76,7 @@ class LacosConfig:
     max_rows: int | None = _option(None, "use at most so many rows")
     eval_data: list[str] = _option([], "held-out triplets or pairs that choose the best step; none: a split")
     # -- objective
-    scale: float = _option(40.0, "similarities are multiplied by this (1 / temperature)")
+    scale: float = _option(20.0, "similarities are multiplied by this (1 / temperature)")
     mask_duplicates: bool = _option(True, "never use a text's own paraphrase as its negative")
     mask_margin: float | None = _option(None, "mask candidates that score above the positive by this much")
     symmetric_loss: bool = _option(False, "contrast positives against anchors as well")
@@ -89,7 +89,9 @@ class LacosConfig:
     max_steps: int | None = _option(None, "stop after so many optimiser steps, whatever the epochs")
     batch_size: int = _option(64, "pairs or triplets in a batch, on each device")
     gradient_accumulation_steps: int = _option(1, "batches to a step")
-    learning_rate: float = _option(2e-4, "peak learning rate of the adapter")
+    learning_rate: float | None = _option(
+        None, "peak learning rate of the adapter; none: 5e-5 on an embedded base, which makes embeddings already; 2e-4"
+    )
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")
     weight_decay: float = _option(0.0, "AdamW's weight decay")
@@ -112,6 +114,11 @@ class LacosConfig:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             setattr(self, item.name, _coerce(item.name, getattr(self, item.name), hints[item.name]))
+        if self.learning_rate is None:
+            from lacos_st.embedded import EMBEDDED  # torch, which `lacos-st --help` does without
+
+            embedded = self.base in EMBEDDED and not Path(self.base).is_dir()
+            self.learning_rate = 5e-5 if embedded else 2e-4
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

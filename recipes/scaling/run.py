@@ -55,7 +55,7 @@ DEV = {
     **{f"STS-B {lang}": f"stsb.{lang}.dev" for lang in ("es", "fr", "pt", "zh")},
 }
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
-GRID_RATE = 5e-3
+GRID_RATE, GRID_SCALE = 5e-3, 40.0
 PROMPT_EOL = 'This sentence : "{text}" means in one word:"'
 VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the reference: LacosConfig's defaults, mean pooling
     "reference": {},
@@ -119,6 +119,7 @@ def grid(plan: Plan, folder: Path, triplets: Path) -> Iterator[Cell]:
                 "pooling": "mean",
                 "lora_targets": ALL_LINEAR,
                 "learning_rate": GRID_RATE,
+                "scale": GRID_SCALE,
                 "batch_size": 32,
                 "train_data": [str(triplets)],
                 "eval_data": [str(sample_path("nli-dev"))],
@@ -142,6 +143,7 @@ def ablations(plan: Plan, triplets: Path, float_base: Path | None) -> Iterator[C
                 continue
             settings = {
                 "pooling": "mean",
+                "learning_rate": LacosConfig().learning_rate,  # of the embedded base, for the one in float too
                 "train_data": [str(triplets)],
                 "eval_data": [str(sample_path("nli-dev"))],
                 "max_steps": plan.steps,
