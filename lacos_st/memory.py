@@ -37,9 +37,9 @@ _GB = 1e9
 # blocks are mapped and given back exactly.
 _MAPPED_FROM = 32 << 20
 _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
-# Of what training keeps, by width in units of the hidden size: holes of the narrow blocks stay, wide blocks fill them.
-# Measured at bloom-560m's size where none, the widest, and the two wider kinds are mapped.
-_KEPT_HEAP_FACTORS = {1: 2.35, 3: 1.4, 4: 1.05}
+# Of what training keeps, by width in units of the hidden size: the widest blocks fill holes that others have left.
+# From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 2 %.
+_KEPT_HEAP_FACTORS = {1: 2.0, 3: 2.0, 4: 1.1}
 
 # (columns in, columns out) in units of the hidden size
 _SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
@@ -197,27 +197,26 @@ _mapped_from = _MAPPED_FROM
 
 
 @contextmanager
-def loading_without_holes() -> Iterator[None]:
-    """While a model is loaded: what is freed goes back to the system (glibc only; nothing elsewhere).
+def settled_heap() -> Iterator[None]:
+    """While a model is loaded: set glibc's thresholds for what follows, and give back what loading has freed.
 
-    Quantising frees as much as the weights take. In the heap that would leave holes, whose pages the system gets back
-    at the end, but which later blocks fill again and keep: 0.3 GB at bloom-560m's size. So blocks of 1 MB or more are
-    mapped one by one, in the whole process; afterwards from 32 MB on, which glibc comes to by itself in a process that
-    frees such blocks, or as `give_memory_back` has asked.
+    By default glibc trims its heap at every freed block of 128 kB until it has seen large blocks come and go, and the
+    pages must be mapped again at the next: a small model encodes half as fast. So blocks up to 32 MB stay in the heap
+    from the start, which glibc comes to by itself in a long process; only up to 1 MB after `give_memory_back`.
     """
-    _map_blocks_from(_SMALL)
+    _map_blocks_from(_mapped_from)
     try:
         yield
     finally:
         _glibc("malloc_trim", 0)
-        _map_blocks_from(_mapped_from)
 
 
 def give_memory_back() -> bool:
     """Let this process return every freed block of 1 MB or more to the system at once (glibc only).
 
     Training on a CPU then holds what it uses and no holes: 40 % less, at 1.7 times the time, since fresh pages must
-    be mapped again. Worth it with gradient checkpointing, which trades time for memory already.
+    be mapped again. Worth it with gradient checkpointing, which trades time for memory already. To be called before the
+    model is loaded: the holes that quantising leaves would be filled again and stay, 0.3 GB at bloom-560m's size.
 
     Returns:
         Whether the C library took the setting.
