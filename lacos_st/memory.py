@@ -38,7 +38,7 @@ _GB = 1e9
 _MAPPED_FROM = 32 << 20
 _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 # Of what training keeps, by width in units of the hidden size: the widest blocks fill holes that others have left.
-# From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 2 %.
+# From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 6 %.
 _KEPT_HEAP_FACTORS = {1: 2.0, 3: 2.0, 4: 1.1}
 
 # (columns in, columns out) in units of the hidden size
