@@ -79,10 +79,11 @@ def parity(sizes: dict[str, int], device: str) -> dict[str, float]:
         for model in both.values():
             model.config.is_causal = False
         accelerate_(both["ours unquantised"])
-        for which in ((ids, mask), (long, torch.ones_like(long))):
-            expected, found = (model(which[0], attention_mask=which[1]).last_hidden_state for model in both.values())
-            error = ((found - expected)[which[1].bool()].norm() / expected[which[1].bool()].norm()).item()
-            result[f"ours unquantised, both sides: relative error at {which[0].shape[1]:,} tokens"] = error
+        for tokens, real in ((ids, mask.bool()), (long, torch.ones_like(long).bool())):
+            states = (model(tokens, attention_mask=real.long()).last_hidden_state[real] for model in both.values())
+            expected, found = states
+            error = ((found - expected).norm() / expected.norm()).item()
+            result[f"ours unquantised, both sides: relative error at {tokens.shape[1]:,} tokens"] = error
     models = {name: trainable(name, path, device) for name in ("ours w8a16 fp32", "ours auto", "stock int8 bf16")}
     for model in models.values():
         step(model, ids, mask)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
 
 TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
+EMBEDDING_RATE, PLAIN_RATE = 5e-5, 2e-4  # learning rates over a base that makes embeddings already, and over others
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
 _HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 
@@ -168,6 +169,7 @@ def build_arguments(
     batch = config.batch_size * config.gradient_accumulation_steps
     steps = config.max_steps or max(1, int(rows / batch * config.epochs))
     every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
+    default_rate = PLAIN_RATE if model.is_plain_checkpoint else EMBEDDING_RATE
     return SentenceTransformerTrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=config.epochs,
@@ -175,7 +177,7 @@ def build_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate,
+        learning_rate=config.learning_rate or default_rate,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
         lr_scheduler_type=config.lr_scheduler,
         weight_decay=config.weight_decay,

@@ -5,10 +5,9 @@ Shapes: N packed tokens, A heads of D, T the length of a group's sequences.
 BLOOM's ALiBi adds ``slope[a] * j`` to the score of key j; softmax ignores what is constant along a row, so under a
 causal mask that is ALiBi's ``-slope * (i - j)``. Sequences attend in groups of similar length (`packing.py`):
 
-- Up to `SHORT` tokens: a group is one fused call with a (A, T, T) bias that all its sequences share (or one row of
-  it where the bias is the key's alone). Pads, if
-  any, sit on the right, where the causal mask hides them. Encoding in ``w8a8`` on a CPU has a kernel of its own up
-  to 64 tokens, which needs no padding either.
+- Up to `SHORT` tokens: a group is one fused call with a (A, T, T) bias that all its sequences share, or a (A, 1, T)
+  bias a sequence where it is the key's alone. Pads, if any, sit on the right, where the causal mask or one of keys
+  hides them. Encoding in ``w8a8`` on a CPU has a kernel of its own up to 64 tokens, which needs no padding either.
 - Longer: the bias is a product of a number per head and a number per key, so it moves into a few extra columns
   of q and k (`_fold_alibi`) and plain attention computes it with memory linear in T. Positions and slopes
   are split over columns such that every factor is exact in bf16.

@@ -13,7 +13,7 @@ A layer encoding in ``w8a8`` on a CPU is a chain of fused passes between its fou
 Caches, `output_attentions` and generation go through transformers' own forward pass, unchanged.
 """
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -229,10 +229,10 @@ def attention_mode(config: PretrainedConfig) -> Mode:
     ('causal', 'bidirectional')
     """
     asked = getattr(config, "lacos_attention", None)
-    if asked not in (None, *get_args(Mode)):
-        raise LacosError(f"config.lacos_attention is {asked!r}: choose from {', '.join(get_args(Mode))}.")
     if asked == "symmetric":
         return "symmetric"
+    if asked not in (None, "causal"):  # the latter was written beside `is_causal` once
+        raise LacosError(f"config.lacos_attention is {asked!r}: it is 'symmetric' or absent; is_causal says the rest.")
     return "causal" if getattr(config, "is_causal", True) else "bidirectional"
 
 

@@ -90,7 +90,7 @@ class LacosConfig:
     batch_size: int = _option(64, "pairs or triplets in a batch, on each device")
     gradient_accumulation_steps: int = _option(1, "batches to a step")
     learning_rate: float | None = _option(
-        None, "peak learning rate of the adapter; none: 5e-5 on an embedded base, which makes embeddings already; 2e-4"
+        None, "peak learning rate of the adapter; none: 2e-4, or 5e-5 where the base makes embeddings already"
     )
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")
@@ -114,17 +114,13 @@ class LacosConfig:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             setattr(self, item.name, _coerce(item.name, getattr(self, item.name), hints[item.name]))
-        if self.learning_rate is None:
-            from lacos_st.embedded import EMBEDDED  # torch, which `lacos-st --help` does without
-
-            embedded = self.base in EMBEDDED and not Path(self.base).is_dir()
-            self.learning_rate = 5e-5 if embedded else 2e-4
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise LacosError(f"{name}={value} must be at least {least}.")
         for name in ("scale", "epochs", "learning_rate", "max_grad_norm"):
-            if not getattr(self, name) > 0:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
                 raise LacosError(f"{name}={getattr(self, name)} must be above 0.")
         for name in ("lora_dropout", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:

@@ -239,15 +239,14 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     def _name_stock_classes(self, stage: Path) -> None:
         """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""
-        attention, by_reference = self.transformer.attention, not self.transformer.save_base
-        base_attention = self.transformer.base_attention
+        attention = self.transformer.attention
+        # what the config.json that stock classes read says: ours, or by reference the base's own
+        told = attention if self.transformer.save_base else self.transformer.base_attention
         needs_plugin = [
             reason
             for reason, needed in {
                 "symmetric attention": attention == "symmetric",
-                # stock classes read the base's own config.json
-                f"{attention} attention over a base that is {base_attention}": by_reference
-                and "symmetric" != attention != base_attention,
+                f"{attention} attention over a base that is {told}": attention not in ("symmetric", told),
                 "include_prompt=False": any(isinstance(m, Pooling) and not m.include_prompt for m in self),
             }.items()
             if needed

@@ -161,7 +161,11 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     model.training_record = {
-        "recipe": {**config.to_dict(), **adapter_settings(model)},
+        "recipe": {
+            **config.to_dict(),
+            **adapter_settings(model),
+            "learning_rate": trainer.args.learning_rate,
+        },
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,

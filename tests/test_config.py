@@ -40,12 +40,6 @@ def test_numbers_as_yaml_and_the_command_line_write_them():
     assert (config.learning_rate, config.lora_rank, config.mask_margin) == (5e-4, 8, 0.0)
 
 
-def test_a_base_that_makes_embeddings_already_learns_slowly():
-    rates = [LacosConfig(base=base).learning_rate for base in ("bloom-mini", "bigscience/bloom-560m")]
-    assert rates == [5e-5, 2e-4]
-    assert LacosConfig(learning_rate=1e-3).learning_rate == 1e-3
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [

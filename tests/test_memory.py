@@ -1,5 +1,6 @@
 """The prediction follows what is really stored, and scales as the causes do."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -127,6 +128,11 @@ def test_loading_settles_which_blocks_are_mapped(given_back):
         "assert mapped() == before + (21 if given_back else 0), (before, mapped())\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_the_user_has_set_stays():
+    code = "from lacos_st.memory import give_memory_back; assert not give_memory_back()"
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "131072"})
 
 
 def test_memory_is_given_back():

@@ -34,6 +34,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosConfig, LacosSentenceTransformer, train
+from lacos_st.assembly import EMBEDDING_RATE
 from lacos_st.embedded import sample_path
 from lacos_st.files import write_json
 from lacos_st.local_sets import read_pairs
@@ -143,7 +144,7 @@ def ablations(plan: Plan, triplets: Path, float_base: Path | None) -> Iterator[C
                 continue
             settings = {
                 "pooling": "mean",
-                "learning_rate": LacosConfig().learning_rate,  # of the embedded base, for the one in float too
+                "learning_rate": EMBEDDING_RATE,  # for the base in full precision, a plain checkpoint, too
                 "train_data": [str(triplets)],
                 "eval_data": [str(sample_path("nli-dev"))],
                 "max_steps": plan.steps,
