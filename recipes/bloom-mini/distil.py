@@ -42,16 +42,12 @@ from lacos_st.quantization import has_fast_bf16
 def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: Path, lexical: float) -> np.ndarray:
     """(vocabulary, hidden), unit length: the teacher's embedding of each token's string, and how it is spelt."""
     from teach import embed as teach
-    from teach import teacher_path, to_int8_
-    from transformers import AutoModel
+    from teach import load_teacher
 
     strings = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     path = work_dir / f"token-vectors-{len(tokenizer)}.npy"
     if not path.exists():
-        teacher = AutoModel.from_pretrained(teacher_path()).eval()
-        to_int8_(teacher)
-        stripped = [string.strip() for string in strings]
-        np.save(path, teach(teacher, AutoTokenizer.from_pretrained(teacher_path()), stripped, 256))
+        np.save(path, teach(*load_teacher(int8=True), [string.strip() for string in strings], 256))
     spelt = corpus.lexical(strings)
     said = np.load(path).astype(np.float32) @ projection(work_dir, spelt.shape[1])
     noise = np.random.default_rng(0).standard_normal(said.shape) * 0.1 / said.shape[1] ** 0.5

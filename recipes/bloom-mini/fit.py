@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import torch
 from corpus import LEXICAL, Corpus, mixed, projection, unit
 from dev import encode, read
-from teach import embed, teacher_path
-from transformers import AutoModel, AutoTokenizer
+from teach import embed, load_teacher
+from transformers import AutoTokenizer
 
 from lacos_st.bloom import LacosBloomModel
 
@@ -43,8 +43,7 @@ def main() -> None:
             cosines[source] = float((said * corpus.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
-    teacher = AutoModel.from_pretrained(teacher_path()).eval()
-    taught = embed(teacher, AutoTokenizer.from_pretrained(teacher_path()), unseen).astype(np.float32)
+    taught = embed(*load_teacher(), unseen).astype(np.float32)
     target = mixed(unit(taught @ projection(args.work_dir, hidden)), corpus.lexical(unseen), LEXICAL["en"])
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))

@@ -11,12 +11,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st import kernels
 from lacos_st.quantization import quantize_rows
@@ -88,6 +90,40 @@ def order(texts: list[str], langs: list[str], english: np.ndarray, sources: list
     return rows[shuffle][np.argsort(rank[rows[shuffle]], kind="stable")].astype(np.int32)
 
 
+def load_teacher(int8: bool = False) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
+    """The teacher, on a GPU if there is one, and its tokenizer."""
+    model = AutoModel.from_pretrained(teacher_path()).eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    if int8:
+        to_int8_(model)
+    return model, AutoTokenizer.from_pretrained(teacher_path())
+
+
+def fill(
+    path: Path, texts: list[str], starts: np.ndarray, width: int, compute: Callable[[list[str]], np.ndarray]
+) -> None:
+    """Write `path`, (starts[-1], width) fp16, chunk by chunk; those that are done are listed in a `.json` beside it.
+
+    Args:
+        path: An `.npy` file.
+        texts: What to compute rows of.
+        starts: (texts + 1,) text i has rows starts[i] to starts[i + 1].
+        width: Columns.
+        compute: Some texts -> their rows.
+    """
+    state = path.with_suffix(".json")
+    done = json.loads(state.read_text())["chunks"] if state.exists() and path.exists() else 0
+    shape = None if done else (int(starts[-1]), width)
+    memory = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    total = -(-len(texts) // CHUNK)
+    for chunk in range(done, total):
+        began, first = time.monotonic(), chunk * CHUNK
+        part = texts[first : first + CHUNK]
+        memory[starts[first] : starts[first + len(part)]] = compute(part)
+        memory.flush()
+        state.write_text(json.dumps({"chunks": chunk + 1}))
+        print(f"chunk {chunk + 1}/{total}: {len(part) / (time.monotonic() - began):.0f} sentences/s", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
@@ -97,27 +133,10 @@ def main() -> None:
     texts = table["text"].to_pylist()
     rows = order(texts, table["lang"].to_pylist(), table["english"].to_numpy(), table["source"].to_pylist())
     np.save(args.work_dir / "english.npy", rows)
-
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(teacher_path()).eval().to(device)
-    if args.int8:
-        to_int8_(model)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_path())
-    path, state = args.work_dir / "teacher.npy", args.work_dir / "teacher.json"
-    shape = (len(rows), model.config.hidden_size)
-    done = json.loads(state.read_text())["chunks"] if state.exists() and path.exists() else 0
-    mode = "r+" if done else "w+"
-    memory = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape if mode == "w+" else None)
-    for chunk in range(done, -(-len(rows) // CHUNK)):
-        began = time.monotonic()
-        part = rows[chunk * CHUNK : (chunk + 1) * CHUNK]
-        memory[chunk * CHUNK : chunk * CHUNK + len(part)] = embed(model, tokenizer, [texts[i] for i in part])
-        memory.flush()
-        state.write_text(json.dumps({"chunks": chunk + 1}))
-        print(
-            f"chunk {chunk + 1}/{-(-len(rows) // CHUNK)}: {len(part) / (time.monotonic() - began):.0f} sentences/s",
-            flush=True,
-        )
+    model, tokenizer = load_teacher(args.int8)
+    english = [texts[i] for i in rows]
+    starts = np.arange(len(english) + 1)
+    fill(args.work_dir / "teacher.npy", english, starts, model.config.hidden_size, partial(embed, model, tokenizer))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from corpus import MAX_TOKENS, projection
-from teach import CHUNK, teacher_path, to_int8_
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
+from teach import CHUNK, fill, load_teacher
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 WORD = re.compile(r"\S+")
 
@@ -63,7 +62,7 @@ class Words(NamedTuple):
 
         Args:
             sentences: (n,) rows of `english.npy`.
-            bounds: (n + 1,) where each sentence's tokens lie in the batch; may leave gaps no token of which is a word.
+            bounds: (n + 1,) where each sentence's tokens lie in the batch.
         """
         targets, places, total = [], np.full(bounds[-1], -1), 0
         for sentence, first, last in zip(sentences, bounds[:-1], bounds[1:], strict=True):
@@ -121,25 +120,9 @@ def main() -> None:
         np.savez(temporary, starts=starts, numbers=np.concatenate(numbers), bounds=bounds)
         temporary.replace(path.with_suffix(".npz"))
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModel.from_pretrained(teacher_path()).eval().to(device)
-    if args.int8:
-        to_int8_(model)
-    tokenizer = AutoTokenizer.from_pretrained(teacher_path())
+    model, tokenizer = load_teacher(args.int8)
     space = torch.from_numpy(projection(args.work_dir, args.hidden))
-    state = path.with_suffix(".json")
-    ready = json.loads(state.read_text())["chunks"] if state.exists() and path.exists() else 0
-    mode = "r+" if ready else "w+"
-    shape = (int(starts[-1]), args.hidden) if mode == "w+" else None
-    memory = np.lib.format.open_memmap(path, mode=mode, dtype=np.float16, shape=shape)
-    for chunk in range(ready, -(-len(texts) // CHUNK)):
-        began, first = time.monotonic(), chunk * CHUNK
-        part = texts[first : first + CHUNK]
-        memory[starts[first] : starts[first + len(part)]] = np.concatenate(states_of(model, tokenizer, part, space))
-        memory.flush()
-        state.write_text(json.dumps({"chunks": chunk + 1}))
-        speed = len(part) / (time.monotonic() - began)
-        print(f"chunk {chunk + 1}/{-(-len(texts) // CHUNK)}: {speed:.0f} sentences/s", flush=True)
+    fill(path, texts, starts, args.hidden, lambda part: np.concatenate(states_of(model, tokenizer, part, space)))
 
 
 if __name__ == "__main__":
