@@ -19,8 +19,6 @@ before the weights were loaded, with an allowance for what oneDNN and the alloca
 """
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -195,19 +193,15 @@ def _map_blocks_from(size: int) -> bool:
     return _glibc("mallopt", _M_MMAP_THRESHOLD, size)
 
 
-@contextmanager
-def settled_heap() -> Iterator[None]:
-    """While a model is loaded: set glibc's thresholds for what follows, and give back what loading has freed.
+def settle_heap() -> None:
+    """After a model was loaded: give back what that has freed, and set glibc's thresholds for what follows.
 
     By default glibc trims its heap at every freed block of 128 kB until it has seen large blocks come and go, and the
     pages must be mapped again at the next: a small model encodes half as fast. So blocks up to 32 MB stay in the heap
-    from the start, which glibc comes to by itself in a long process; only up to 1 MB after `give_memory_back`.
+    from here on, which glibc comes to by itself in a long process; only up to 1 MB after `give_memory_back`.
     """
+    _glibc("malloc_trim", 0)
     _map_blocks_from(_mapped_from)
-    try:
-        yield
-    finally:
-        _glibc("malloc_trim", 0)
 
 
 def give_memory_back() -> bool:

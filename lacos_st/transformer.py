@@ -31,7 +31,7 @@ from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, keep_frozen_
-from lacos_st.memory import settled_heap
+from lacos_st.memory import settle_heap
 from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
 
@@ -137,7 +137,6 @@ class LacosTransformer(Transformer):
             )
         return config, is_peft
 
-    @settled_heap()
     def _load_model(
         self,
         model_name_or_path: str,
@@ -193,6 +192,7 @@ class LacosTransformer(Transformer):
         if names:
             model.set_adapter(names[0])
             model.requires_grad_(False)
+        settle_heap()
         return model.eval()
 
     @classmethod
