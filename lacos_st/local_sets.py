@@ -115,6 +115,16 @@ def mteb_split(name: str, split: str) -> str:
     return split if split in known else ""
 
 
+def is_reported(name: str, split: str) -> bool:
+    """Whether a task's split is one to report, and not one to choose by: MTEB reports KLUE-STS on its validation split.
+
+    >>> is_reported("KLUE-STS", "validation"), is_reported("STSBenchmark", "validation")
+    (True, False)
+    """
+    official = sts_tasks().get(name.lower()) if split in DEV else None
+    return split not in DEV or (official is not None and "test" not in official.metadata.eval_splits)
+
+
 @cache
 def _statistics(name: str) -> dict[str, Any]:
     return sts_tasks()[name.lower()].metadata.descriptive_stats or {}

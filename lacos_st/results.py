@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic
 from lacos_st.languages import BLOOM_LANGUAGES
-from lacos_st.local_sets import DEV
+from lacos_st.local_sets import is_reported
 from lacos_st.statistics import Difference, bootstrap, interval, paired
 from lacos_st.tasks import ENGLISH, MULTILINGUAL
 
@@ -75,7 +75,7 @@ class SetResult:
     @property
     def is_test(self) -> bool:
         """Whether the set is one to report, and not one to choose by."""
-        return self.split not in DEV
+        return is_reported(self.task, self.split)
 
     @property
     def group(self) -> str:

@@ -32,6 +32,7 @@ from lacos_st.local_sets import (
     WHOLE,
     content,
     is_official,
+    is_reported,
     mteb_split,
     official_names,
     read_tables,
@@ -280,8 +281,7 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
             continue
         official = [c for c in candidates if c[2] and is_official(*c, [file.path])]
         for name, subset, own_split in official:
-            reported = own_split == "test" or "test" not in mteb.get_task(name).metadata.eval_splits
-            if reported == (split == "test"):
+            if is_reported(name, own_split) == (split == "test"):
                 add(name, own_split, subset, [file.path], official=True)
         if not official and (file.split == "test" if split == "test" else file.split in DEV):
             add(OWN + file.dataset, file.split, file.language, [file.path], official=False)

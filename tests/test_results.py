@@ -44,6 +44,14 @@ def test_a_damaged_detail_is_an_error_with_its_name(tmp_path):
         Evaluation.load(tmp_path / "details")
 
 
+def test_what_mteb_reports_on_its_validation_split_is_no_set_to_choose_by(tmp_path):
+    for task in ("KLUE-STS", "STSBenchmark"):
+        result = SetResult("m", "r", task, "default", "validation", ("ko",), 1.0, 1.0, "d", np.ones(3), np.arange(3.0))
+        result.save(tmp_path / "details")
+    assert [result.task for result in Evaluation.load(tmp_path).sets] == ["KLUE-STS"]
+    assert [result.task for result in Evaluation.load(tmp_path, "dev").sets] == ["STSBenchmark"]
+
+
 def test_two_models_are_compared_on_the_same_pairs(tmp_path, small):
     write_set(tmp_path, "mine.en.test.jsonl", 120)
     other = SentenceTransformer(modules=[*small])
