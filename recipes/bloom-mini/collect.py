@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dictionaries import LICENCE as DICTIONARIES
 from dictionaries import gloss, load
+from second_teacher import LANGUAGES
 from translate import LICENCE as TRANSLATED
 from translate import translations
 
@@ -218,6 +219,15 @@ def dictionary_rows(
                 yield "freedict-glosses", DICTIONARIES, {"en": sentence, lang: text}
 
 
+def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
+    """The most frequent words of each language that the second teacher knows: it says what they mean, in any form."""
+    from wordfreq import top_n_list
+
+    for lang in sorted(LANGUAGES - {"en", "th"}):
+        for word in top_n_list(lang, count):
+            yield "wordfreq", "CC BY-SA 4.0", {lang: word}
+
+
 def hub_rows(noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
     from datasets import load_dataset
 
@@ -239,6 +249,7 @@ def main() -> None:
     parser.add_argument("--dictionaries", type=Path, help="folder of FreeDict's files as dictd reads them")
     parser.add_argument("--glosses", type=int, default=30000, help="of English sentences, for each language")
     parser.add_argument("--apertium", type=int, default=0, metavar="N", help="N English sentences, translated by rules")
+    parser.add_argument("--words", type=int, default=30000, help="frequent words (wordfreq) of each language")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -279,6 +290,7 @@ def main() -> None:
         rows.append(glossed())
     if args.apertium:
         rows.append(translated())
+    rows.append(word_rows(args.words))
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence

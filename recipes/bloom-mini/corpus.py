@@ -3,10 +3,10 @@
 `tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence cut
 to 64 tokens with its </s>. A batch is flat, (tokens,) ids and (sentences + 1,) boundaries: no padding anywhere.
 
-A sentence's target is made of two parts: the teacher's embedding of its English (what it says), and its own character
-n-grams (how it is spelt). What each share scores by itself on development sets is in `docs/ablations.md`: a tenth
-of spelling helps even where the teacher is at its best, and more is a safety net where few translations are known.
-The last two dimensions of a target are 0: the student puts there what a token should not say (see `student.py`).
+A sentence's target is made of what the teachers say (`space.py`: the first of its English, the second of the sentence
+itself, or of its English if it does not know the language), and its own character n-grams (how it is spelt). What each
+share scores by itself on development sets is in `docs/ablations.md`: a tenth of spelling helps even where the teacher
+is at its best, and more is a safety net where few translations are known.
 
 Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an undisturbed one would have seen.
 """
@@ -23,12 +23,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR
+from second_teacher import LANGUAGES
 from sklearn.feature_extraction.text import HashingVectorizer
+from space import Space, unit
+from teach import CHUNK, MAX_TOKENS
 from transformers import AutoTokenizer
 
-MAX_TOKENS = 64
-LEXICAL: dict[str | None, float] = {"en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.35}
-"""Share of the spelling in a target: less where the teacher speaks the language or characters are words."""
+LEXICAL: dict[str | None, float] = {**dict.fromkeys(LANGUAGES, 0.25), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.35}
+"""Share of the spelling in a target: less where a teacher speaks the language or characters are words."""
+DRAWN = {**FAVOUR, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5}
+"""How often a language is drawn, beside its size: as the tokenizer was made, but more where words fall to pieces."""
 
 
 class Batch(NamedTuple):
@@ -58,24 +62,6 @@ def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         temporary.replace(path)
     stored = np.load(path)
     return stored["ids"], stored["offsets"]
-
-
-def projection(work_dir: Path, hidden: int) -> np.ndarray:
-    """(384, hidden): the teacher's leading right singular vectors; cosines survive the smaller space.
-
-    The last two columns are 0.
-    """
-    teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")
-    sample = teacher[:8192].astype(np.float32)  # the first chunk, which is in random order
-    values, vectors = np.linalg.eigh(sample.T @ sample)
-    print(
-        f"{hidden - 2} of {len(values)} dimensions keep {values[2 - hidden :].sum() / values.sum():.4f} of the energy"
-    )
-    return np.pad(vectors[:, ::-1][:, : hidden - 2], ((0, 0), (0, 2))).astype(np.float32)
-
-
-def unit(rows: np.ndarray) -> np.ndarray:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
 
 
 def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:
@@ -157,6 +143,17 @@ def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return place
 
 
+def spread(rows: np.ndarray, along: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Rows in the order of the chain; of those with one target the first of each, then the second, and so on.
+
+    Neighbours are to be near each other, not the same.
+    """
+    rows = rows[np.argsort(along[target[rows]], kind="stable")]
+    place = along[target[rows]]
+    first = np.searchsorted(place, place)
+    return rows[np.argsort(np.arange(len(rows)) - first, kind="stable")]
+
+
 class Corpus:
     """Draws batches: `english` of each from English, the rest from translations with a known target.
 
@@ -166,7 +163,7 @@ class Corpus:
         longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
         power: A language is drawn in proportion to its sentences to this power,
-        favour: times this factor (0.5 where none is given); by default as the tokenizer was made.
+        favour: times this factor (0.5 where none is given); by default `DRAWN`.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
         run: So many neighbours are drawn together.
 
@@ -190,20 +187,24 @@ class Corpus:
         table = pq.read_table(self.table, columns=["lang", "english", "text", "source"])
         langs, translation = table["lang"].to_numpy(), table["english"].to_numpy()
         rows = np.load(work_dir / "english.npy")
-        ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * 8192, len(rows))
+        ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * CHUNK, len(rows))
         teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:ready]
         place = np.full(len(langs), -1, np.int64)  # row of texts -> row of the teacher's table
         place[rows[:ready]] = np.arange(ready)
         self.target = np.where(translation >= 0, place[translation], -1)
+        read = np.load(work_dir / "second-rows.npy")
+        read = read[: json.loads((work_dir / "second.json").read_text())["chunks"] * CHUNK]
+        alone = read[translation[read] < 0]
+        self.target[alone] = ready + np.arange(len(alone))  # what the first teacher has not read: 0 in its table
         usable = np.flatnonzero((self.target >= 0) & (np.diff(self.offsets) <= longest))
         path = work_dir / f"chain-{ready}.npy"
         if not path.exists():
             np.save(path, chain(teacher, clusters(teacher, 4096)))
-        usable = usable[np.argsort(np.load(path)[self.target[usable]], kind="stable")]
-        self.pools = {str(lang): usable[langs[usable] == lang] for lang in np.unique(langs)}
+        along = np.concatenate([np.load(path), ready + np.argsort(np.argsort(alone))])
+        self.pools = {str(lang): spread(usable[langs[usable] == lang], along, self.target) for lang in np.unique(langs)}
         self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
         size = {
-            lang: len(pool) ** power * (favour or FAVOUR).get(lang, 0.5)
+            lang: len(pool) ** power * (favour or DRAWN).get(lang, 0.5)
             for lang, pool in self.pools.items()
             if lang != "en"
         }
@@ -214,7 +215,17 @@ class Corpus:
         for lang, pool in self.pools.items():
             kind = source[pool[: len(pool) - run + 1]]
             self.reach[lang] = np.cumsum(np.bincount(kind).clip(1)[kind] ** (power - 1))
-        self.projected = unit(teacher.astype(np.float32) @ projection(work_dir, hidden)).astype(np.float16)
+        self.space = Space.load(work_dir, hidden)
+        first = (teacher.astype(np.float32) @ self.space.first).astype(np.float16)
+        self.first = np.concatenate([first, np.zeros((len(alone), hidden), np.float16)])
+        second = np.load(work_dir / "second.npy", mmap_mode="r")
+        self.second = np.zeros((len(read), hidden), np.float16)
+        for i in range(0, len(read), CHUNK):
+            said = self.space.centred(second[i : i + CHUNK])
+            guessed = translation[read[i : i + CHUNK], None] < 0
+            self.second[i : i + CHUNK] = np.where(guessed, said @ self.space.from_second, said @ self.space.second)
+        self.own = self.target.copy()  # row of `second`: of the sentence itself, else of its English
+        self.own[read] = np.arange(len(read))
         texts = table["text"].combine_chunks()
         self.lexical = Lexical(texts.take(pa.array(np.arange(0, len(texts), 20))).to_pylist(), hidden)
         share = lexical or LEXICAL
@@ -255,10 +266,10 @@ class Corpus:
         return torch.from_numpy(ids), torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
     def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """(rows, hidden), unit length: what each row's English says, and how the row is spelt."""
-        share = self.share_lexical[rows, None]
-        said, spelt = self.projected[self.target[rows]].astype(np.float32), self.spelling[rows].astype(np.float32)
-        return torch.from_numpy(mixed(said, spelt, share))
+        """(rows, hidden), unit length: what the teachers say of each row, and how it is spelt."""
+        share, spelt = self.share_lexical[rows, None], self.spelling[rows].astype(np.float32)
+        said = self.first[self.target[rows]].astype(np.float32) + self.second[self.own[rows]].astype(np.float32)
+        return torch.from_numpy(mixed(unit(said), spelt, share))
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
         """Batch number `step`: runs of similar sentences of one language."""

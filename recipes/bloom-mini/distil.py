@@ -27,8 +27,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import Corpus, projection, unit
+from corpus import Corpus
 from dev import encode, evaluate, tasks
+from second_teacher import embed
+from space import unit
 from state import load_state, save_state
 from student import config, grow, pool, quiet_, states
 from torch.nn.functional import normalize
@@ -40,16 +42,13 @@ from lacos_st.quantization import has_fast_bf16
 
 
 def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: Path, lexical: float) -> np.ndarray:
-    """(vocabulary, hidden), unit length: the teacher's embedding of each token's string, and how it is spelt."""
-    from teach import embed as teach
-    from teach import load_teacher
-
+    """(vocabulary, hidden), unit length: the second teacher's embedding of each token's string, and how it is spelt."""
     strings = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     path = work_dir / f"token-vectors-{len(tokenizer)}.npy"
     if not path.exists():
-        np.save(path, teach(*load_teacher(int8=True), [string.strip() for string in strings], 256))
+        np.save(path, embed([string.strip() for string in strings]))
     spelt = corpus.lexical(strings)
-    said = np.load(path).astype(np.float32) @ projection(work_dir, spelt.shape[1])
+    said = unit(corpus.space.centred(np.load(path)) @ corpus.space.from_second)
     noise = np.random.default_rng(0).standard_normal(said.shape) * 0.1 / said.shape[1] ** 0.5
     return unit((1 - lexical) ** 0.5 * said + lexical**0.5 * spelt + noise).astype(np.float32)
 
@@ -87,7 +86,7 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--data-dir", type=Path, help="folder with sts/: development scores on the way")
     parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
-    parser.add_argument("--start", type=Path, help="deep: the static model; default: static below --work-dir")
+    parser.add_argument("--start", type=Path, help="deep: token vectors, or layers to go on with; default: static below --work-dir")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
@@ -118,7 +117,7 @@ def main() -> None:
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
-    words = Words.load(args.work_dir, len(corpus.projected)) if args.words else None
+    words = Words.load(args.work_dir, corpus.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():
@@ -128,7 +127,8 @@ def main() -> None:
         vectors = token_vectors(tokenizer, corpus, args.work_dir, lexical=0.6)
         quiet_(model, torch.from_numpy(vectors), torch.from_numpy(rarity(corpus, len(tokenizer))))
     else:
-        model = grow(LacosBloomModel.from_pretrained(args.start or args.work_dir / "static"), args.layers)
+        model = LacosBloomModel.from_pretrained(args.start or args.work_dir / "static")
+        model = model if model.config.n_layer else grow(model, args.layers)
     table = [model.word_embeddings.weight]
     others = [p for name, p in model.named_parameters() if name != "word_embeddings.weight"]
     optimizer = torch.optim.AdamW(

