@@ -3,17 +3,11 @@
 `tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence cut
 to 64 tokens with its </s>. A batch is flat, (tokens,) ids and (sentences + 1,) boundaries: no padding anywhere.
 
-A sentence's target is made of what the teachers say (`space.py`: the first of its English, the second of the sentence
-itself, or of its English if it does not know the language), and its own character n-grams (how it is spelt). What each
-share scores by itself on development sets is in `docs/ablations.md`: a tenth of spelling helps even where the teacher
-is at its best, and more is a safety net where few translations are known.
-
 Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an undisturbed one would have seen.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,25 +17,24 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR
-from second_teacher import LANGUAGES
-from sklearn.feature_extraction.text import HashingVectorizer
-from space import Space, unit
-from teach import CHUNK, MAX_TOKENS
+from targets import Targets, done
+from teach import MAX_TOKENS
 from transformers import AutoTokenizer
 
-LEXICAL: dict[str | None, float] = {**dict.fromkeys(LANGUAGES, 0.25), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.35}
-"""Share of the spelling in a target: less where a teacher speaks the language or characters are words."""
+SINGLES = "single words"  # in place of a language
+TOGETHER = 3  # languages beside English in a batch
 DRAWN = {**FAVOUR, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5}
 """How often a language is drawn, beside its size: as the tokenizer was made, but more where words fall to pieces."""
 
 
 class Batch(NamedTuple):
-    """Sentences end to end, the English ones first."""
+    """Sentences end to end, language by language, the English ones first."""
 
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
     targets: torch.Tensor  # (sentences, hidden) unit length
     english: np.ndarray  # (English sentences,) rows of `english.npy`
+    sizes: list[int]  # sentences of each language
 
 
 def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -62,40 +55,6 @@ def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         temporary.replace(path)
     stored = np.load(path)
     return stored["ids"], stored["offsets"]
-
-
-def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:
-    """A target of two unit vectors; `share` of its squared length is the spelling's."""
-    return unit((1 - share) ** 0.5 * said + share**0.5 * spelt)
-
-
-class Lexical:
-    """A second teacher: which characters a sentence is made of.
-
-    The TF-IDF vector of its character 2- to 4-grams (within words), projected at random to `hidden` dimensions: cosines
-    survive up to 1 / sqrt(hidden). A model distilled from English alone is worse than this plain baseline in languages
-    it has seen little of; mixed into the target it is learnt by the token vectors almost for free.
-    """
-
-    def __init__(self, texts: list[str], hidden: int, buckets: int = 2**17) -> None:
-        self.hashing = HashingVectorizer(
-            analyzer="char_wb",
-            ngram_range=(2, 4),
-            n_features=buckets,
-            alternate_sign=False,
-            norm=None,
-            dtype=np.float32,
-        )
-        seen = (self.hashing.transform(texts) > 0).sum(0)
-        self.idf = np.log((1 + len(texts)) / (1 + np.asarray(seen).ravel())).astype(np.float32) + 1
-        self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
-        self.random[:, -2:] = 0
-
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """(texts, hidden), unit length."""
-        counts = self.hashing.transform(texts)
-        counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
-        return unit(counts @ self.random)
 
 
 def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -143,6 +102,19 @@ def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return place
 
 
+def along_chain(work_dir: Path, alone: int) -> np.ndarray:
+    """The place of each sentence that the first teacher has read, and behind them of those that it has not.
+
+    The chain is made on the first call; the others stand as they come.
+    """
+    count = done(work_dir / "teacher.json")
+    teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:count]
+    path = work_dir / f"chain-{len(teacher)}.npy"
+    if not path.exists():
+        np.save(path, chain(teacher, clusters(teacher, 4096)))
+    return np.concatenate([np.load(path), len(teacher) + np.arange(alone)])
+
+
 def spread(rows: np.ndarray, along: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Rows in the order of the chain; of those with one target the first of each, then the second, and so on.
 
@@ -166,6 +138,7 @@ class Corpus:
         favour: times this factor (0.5 where none is given); by default `DRAWN`.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
         run: So many neighbours are drawn together.
+        singles: Share of single words (wordfreq), of all languages alike.
 
     Within a language a source, too, is drawn in proportion to its sentences to `power`: Tatoeba's hundred thousand
     short sentences would drown all others.
@@ -181,66 +154,34 @@ class Corpus:
         favour: dict[str, float] | None = None,
         lexical: dict[str | None, float] | None = None,
         run: int = 8,
+        singles: float = 0.0,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
         self.table, self.run = work_dir / "texts.parquet", run
         table = pq.read_table(self.table, columns=["lang", "english", "text", "source"])
-        langs, translation = table["lang"].to_numpy(), table["english"].to_numpy()
-        rows = np.load(work_dir / "english.npy")
-        ready = min(json.loads((work_dir / "teacher.json").read_text())["chunks"] * CHUNK, len(rows))
-        teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:ready]
-        place = np.full(len(langs), -1, np.int64)  # row of texts -> row of the teacher's table
-        place[rows[:ready]] = np.arange(ready)
-        self.target = np.where(translation >= 0, place[translation], -1)
-        read = np.load(work_dir / "second-rows.npy")
-        read = read[: json.loads((work_dir / "second.json").read_text())["chunks"] * CHUNK]
-        alone = read[translation[read] < 0]
-        self.target[alone] = ready + np.arange(len(alone))  # what the first teacher has not read: 0 in its table
-        usable = np.flatnonzero((self.target >= 0) & (np.diff(self.offsets) <= longest))
-        path = work_dir / f"chain-{ready}.npy"
-        if not path.exists():
-            np.save(path, chain(teacher, clusters(teacher, 4096)))
-        along = np.concatenate([np.load(path), ready + np.argsort(np.argsort(alone))])
-        self.pools = {str(lang): spread(usable[langs[usable] == lang], along, self.target) for lang in np.unique(langs)}
+        langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
+        source = table["source"].combine_chunks().dictionary_encode()
+        names = np.array(source.dictionary.to_pylist())[source.indices.to_numpy()]
+        single = np.isin(names, ["wordfreq", "freedict"])
+        self.targets = Targets(work_dir, hidden, texts, langs, table["english"].to_numpy(), single, lexical)
+        langs = np.where(names == "wordfreq", SINGLES, langs)
+        row = self.targets.first_row
+        usable = np.flatnonzero((row >= 0) & (np.diff(self.offsets) <= longest))
+        along = along_chain(work_dir, self.targets.alone)
+        self.pools = {str(lang): spread(usable[langs[usable] == lang], along, row) for lang in np.unique(langs)}
         self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
         size = {
             lang: len(pool) ** power * (favour or DRAWN).get(lang, 0.5)
             for lang, pool in self.pools.items()
-            if lang != "en"
+            if lang not in ("en", SINGLES)
         }
-        total = sum(size.values())
-        self.share = {"en": english, **{lang: (1 - english) * n / total for lang, n in size.items()}}
-        source = table["source"].combine_chunks().dictionary_encode().indices.to_numpy()
+        rest = (1 - singles) * (1 - english) / sum(size.values())
+        self.share = {"en": (1 - singles) * english, **{lang: rest * n for lang, n in size.items()}}
+        self.singles = singles
         self.reach = {}
         for lang, pool in self.pools.items():
-            kind = source[pool[: len(pool) - run + 1]]
+            kind = source.indices.to_numpy()[pool[: len(pool) - run + 1]]
             self.reach[lang] = np.cumsum(np.bincount(kind).clip(1)[kind] ** (power - 1))
-        self.space = Space.load(work_dir, hidden)
-        first = (teacher.astype(np.float32) @ self.space.first).astype(np.float16)
-        self.first = np.concatenate([first, np.zeros((len(alone), hidden), np.float16)])
-        second = np.load(work_dir / "second.npy", mmap_mode="r")
-        self.second = np.zeros((len(read), hidden), np.float16)
-        for i in range(0, len(read), CHUNK):
-            said = self.space.centred(second[i : i + CHUNK])
-            guessed = translation[read[i : i + CHUNK], None] < 0
-            self.second[i : i + CHUNK] = np.where(guessed, said @ self.space.from_second, said @ self.space.second)
-        self.own = self.target.copy()  # row of `second`: of the sentence itself, else of its English
-        self.own[read] = np.arange(len(read))
-        texts = table["text"].combine_chunks()
-        self.lexical = Lexical(texts.take(pa.array(np.arange(0, len(texts), 20))).to_pylist(), hidden)
-        share = lexical or LEXICAL
-        self.share_lexical = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
-        self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, hidden)
-
-    def _spelling(self, path: Path, texts: pa.Array, hidden: int) -> np.ndarray:
-        if not path.exists():
-            out = np.zeros((len(texts), hidden), np.float16)
-            for start in range(0, len(texts), 20000):
-                out[start : start + 20000] = self.lexical(texts[start : start + 20000].to_pylist())
-            temporary = path.with_suffix(".part.npy")
-            np.save(temporary, out)
-            temporary.replace(path)
-        return np.load(path, mmap_mode="r")
 
     def counts(self, vocabulary: int) -> np.ndarray:
         """(languages, vocabulary) how often each language uses each token, in sentences that people wrote.
@@ -251,7 +192,8 @@ class Corpus:
         table = pq.read_table(self.table, columns=["lang", "source"])
         langs = table["lang"].combine_chunks().dictionary_encode()
         favoured = pa.array([lang for lang, factor in FAVOUR.items() if factor >= 0.5])
-        written = pc.invert(pc.starts_with(pc.cast(table["source"], pa.string()), "freedict"))
+        source = pc.cast(table["source"], pa.string())
+        written = pc.invert(pc.or_(pc.starts_with(source, "freedict"), pc.equal(source, "wordfreq")))
         rows = np.flatnonzero(pc.and_(written, pc.is_in(pc.cast(table["lang"], pa.string()), favoured)).to_numpy())
         codes, lengths = langs.indices.to_numpy()[rows], np.diff(self.offsets)[rows]
         pieces = np.concatenate([self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]).astype(np.int64)
@@ -265,21 +207,27 @@ class Corpus:
         ids = np.concatenate([self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]).astype(np.int64)
         return torch.from_numpy(ids), torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]))
 
-    def targets(self, rows: np.ndarray) -> torch.Tensor:
-        """(rows, hidden), unit length: what the teachers say of each row, and how it is spelt."""
-        share, spelt = self.share_lexical[rows, None], self.spelling[rows].astype(np.float32)
-        said = self.first[self.target[rows]].astype(np.float32) + self.second[self.own[rows]].astype(np.float32)
-        return torch.from_numpy(mixed(unit(said), spelt, share))
-
     def batch(self, size: int, seed: int, step: int) -> Batch:
-        """Batch number `step`: runs of similar sentences of one language."""
+        """Batch number `step`: runs of similar sentences of one language, of English and a few others.
+
+        Of few, so that a batch holds many pairs within a language; pairs are what STS compares.
+        """
         random = np.random.default_rng([seed, step])
-        counts = random.multinomial(size // self.run, list(self.share.values()))
-        rows = []
-        for lang, n in zip(self.share, counts, strict=True):
+        others = list(self.share)
+        others.remove("en")
+        chance = np.array([self.share[lang] for lang in others])
+        drawn = {"en": self.share["en"]}
+        if self.singles:
+            drawn[SINGLES] = self.singles
+        for lang in random.choice(others, TOGETHER, replace=False, p=chance / chance.sum()):
+            drawn[lang] = (1 - sum((self.share["en"], self.singles))) / TOGETHER
+        rows, sizes = [], []
+        for lang, share in drawn.items():
+            n = round(size * share / self.run)
             reach = self.reach[lang]
             first = np.searchsorted(reach, random.random(n) * reach[-1], side="right")
             rows.append(self.pools[lang][first[:, None] + np.arange(self.run)].ravel())
+            sizes.append(n * self.run)
         rows = np.concatenate(rows)
-        english = self.target[rows[: counts[0] * self.run]]
-        return Batch(*self.gather(rows), self.targets(rows), english)
+        english = self.targets.first_row[rows[: sizes[0]]]
+        return Batch(*self.gather(rows), self.targets(rows), english, sizes)

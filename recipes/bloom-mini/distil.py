@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import Corpus
+from corpus import Batch, Corpus
 from dev import encode, evaluate, tasks
 from second_teacher import embed
 from space import unit
@@ -47,8 +47,9 @@ def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: 
     path = work_dir / f"token-vectors-{len(tokenizer)}.npy"
     if not path.exists():
         np.save(path, embed([string.strip() for string in strings]))
-    spelt = corpus.lexical(strings)
-    said = unit(corpus.space.centred(np.load(path)) @ corpus.space.from_second)
+    spelt = corpus.targets.lexical(strings)
+    said = np.load(path).astype(np.float32)
+    said = unit(unit(said - said.mean(0)) @ corpus.targets.space.from_second)
     noise = np.random.default_rng(0).standard_normal(said.shape) * 0.1 / said.shape[1] ** 0.5
     return unit((1 - lexical) ** 0.5 * said + lexical**0.5 * spelt + noise).astype(np.float32)
 
@@ -64,10 +65,12 @@ def rarity(corpus: Corpus, vocabulary: int, half: float = 2e-3) -> np.ndarray:
     return np.maximum(half / (half + frequency), 0.05).astype(np.float32)
 
 
-def loss_of(student: torch.Tensor, target: torch.Tensor, matrix: float, near: float, run: int) -> torch.Tensor:
-    """1 - cosine to the target, and squared errors of all cosines in the batch, and of those within a run."""
-    student = normalize(student, dim=-1)
+def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run: int) -> torch.Tensor:
+    """1 - cosine to the target, and squared errors of cosines: of all pairs, within each language, and within a run."""
+    student, target = normalize(student, dim=-1), batch.targets
     loss = 1 - (student * target).sum(-1).mean() + matrix * (student @ student.T - target @ target.T).square().mean()
+    for mine, goal in zip(student.split(batch.sizes), target.split(batch.sizes), strict=True):
+        loss = loss + matrix / len(batch.sizes) * (mine @ mine.T - goal @ goal.T).square().mean()
     mine, goal = student.view(-1, run, student.shape[1]), target.view(-1, run, student.shape[1])
     return loss + near * (mine @ mine.mT - goal @ goal.mT).square().mean()
 
@@ -86,7 +89,9 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--data-dir", type=Path, help="folder with sts/: development scores on the way")
     parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
-    parser.add_argument("--start", type=Path, help="deep: token vectors, or layers to go on with; default: static below --work-dir")
+    parser.add_argument(
+        "--start", type=Path, help="deep: token vectors, or layers too; default: static below --work-dir"
+    )
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3000)
@@ -100,6 +105,7 @@ def main() -> None:
     parser.add_argument("--run", type=int, default=8, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which words.py has made")
+    parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
@@ -116,8 +122,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
-    corpus = Corpus(args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run)
-    words = Words.load(args.work_dir, corpus.space) if args.words else None
+    corpus = Corpus(
+        args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run, args.singles
+    )
+    words = Words.load(args.work_dir, corpus.targets.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():
@@ -154,7 +162,7 @@ def main() -> None:
             group["lr"] = lr * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
             said = states(model, batch.ids, batch.bounds)
-        loss = loss_of(pool(said, batch.bounds, args.pooling), batch.targets, args.matrix, args.near, args.run)
+        loss = loss_of(pool(said, batch.bounds, args.pooling), batch, args.matrix, args.near, args.run)
         if words is not None:
             targets, places = words.gather(batch.english, batch.bounds[: len(batch.english) + 1].numpy())
             loss = loss + args.words * word_loss(said, targets, places)

@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from corpus import LEXICAL, Corpus, mixed
+from corpus import Corpus
 from dev import encode, read
 from second_teacher import embed
 from space import unit
+from targets import LEXICAL, mixed
 from teach import load_teacher
 from teach import read as taught
 from transformers import AutoTokenizer
@@ -46,9 +47,9 @@ def main() -> None:
             cosines[source] = float((said * corpus.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
-    first, second = taught(*load_teacher(), unseen)[0].astype(np.float32), corpus.space.centred(embed(unseen))
-    said = first @ corpus.space.first + second @ corpus.space.second
-    target = mixed(unit(said), corpus.lexical(unseen), LEXICAL["en"])
+    first, second = taught(*load_teacher(), unseen)[0].astype(np.float32), corpus.targets.space.centred(embed(unseen))
+    said = first @ corpus.targets.space.first + second @ corpus.targets.space.second
+    target = mixed(unit(said), corpus.targets.lexical(unseen), LEXICAL["en"])
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

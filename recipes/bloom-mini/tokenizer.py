@@ -6,8 +6,8 @@ front: at 31,744 entries, "Dog", "dog" and " dog" would otherwise cost three row
 appends </s>, whose state has read the whole sentence.
 
 Each language gets a share of the training text (lists of words left out) proportional to its size to the power of
-0.55, times `FAVOUR`. The table of 31,744 rows costs 8.2 MB of the package and no time: a word that is one token need not
-be put together by the layers, and where content words fell to pieces the sentence's mean lost them (see
+0.55, times `FAVOUR`. The table of 31,744 rows costs 8.2 MB of the package and no time: a word that is one token need
+not be put together by the layers, and where content words fell to pieces the sentence's mean lost them (see
 `docs/ablations.md`).
 """
 
