@@ -2,7 +2,7 @@
 
 `distil.py static` learns token vectors from ten times the sentences that layers can be shown in the same time, and
 `space.py --towards` has turned its space to that of the layers. So tokens that mostly serve languages which the second
-teacher reads, English excepted, become the mean of the two models' vectors; `distil.py deep --start` goes on from there.
+teacher reads, English excepted, become the mean of both models' vectors; `distil.py deep --start` goes on from there.
 """
 
 from __future__ import annotations
