@@ -1,13 +1,13 @@
 """Stages 3 and 4: the student learns the teacher's space.
 
-3. `static`: no layers. A sentence is the mean of its token vectors; they start as the teacher's embedding of the
+3. `static`: no layers. A sentence is the mean of its token vectors; they start as the second teacher's embedding of the
    token's own string, its spelling mixed in, and are trained on all sentences. No matrix products, so two CPU cores do
    25,000 sentences a second.
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on.
 
-The loss draws a sentence, and its translations, to the teacher's embedding of the English (1 - cosine), and the
-batch's cosine matrix to the teacher's (mean squared difference, times --matrix), once more within runs of similar
-sentences (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
+The loss draws a sentence to what the teachers say of it (`targets.py`; 1 - cosine), and the batch's cosine matrix to
+theirs (mean squared difference, times --matrix), within each language once more, and within runs of similar sentences
+(times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
 word to what the teacher says of it there, which is what layers learn to use a context from. Training is in the space
 that is compared at the end: there is no projection head to throw away.
 
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--pooling", choices=["mean", "weightedmean"], default="mean")
     parser.add_argument("--run", type=int, default=8, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
-    parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which words.py has made")
+    parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
