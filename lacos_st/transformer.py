@@ -180,6 +180,7 @@ class LacosTransformer(Transformer):
                 f"({error})"
             ) from error
         if is_quantized(model):
+            settle_heap()  # the layers' 16-bit weights lie freed in the heap; the table comes next
             # What the device does well; the caller's word counts where several dtypes are fast.
             chosen = default_compute_dtype(device, form_for(model, options["compute_form"], device, training=False))
             freeze_(model, asked if device.type == "cuda" and asked != torch.float32 else chosen)
