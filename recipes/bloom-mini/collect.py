@@ -30,7 +30,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from dictionaries import LICENCE as DICTIONARIES
 from dictionaries import gloss, load
-from second_teacher import LANGUAGES
 from translate import LICENCE as TRANSLATED
 from translate import translations
 
@@ -81,6 +80,8 @@ FAVOUR = {
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
     "sw": 0.2,
 }  # fmt: skip
+READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
+"""The languages that the second teacher reads (`second_teacher.py`)."""
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
     "eng": "en", "spa": "es", "spa-MX": "es", "spa-ref2": "es", "fra": "fr", "fra-CA": "fr", "por": "pt",
@@ -223,7 +224,7 @@ def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
     """The most frequent words of each language that the second teacher knows: it says what they mean, in any form."""
     from wordfreq import top_n_list
 
-    for lang in sorted(LANGUAGES - {"en", "th"}):
+    for lang in sorted(READ - {"en", "th"}):
         for word in top_n_list(lang, count):
             yield "wordfreq", "CC BY-SA 4.0", {lang: word}
 

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR
-from targets import Targets, done
-from teach import MAX_TOKENS
+from targets import Targets
+from teach import MAX_TOKENS, done
 from transformers import AutoTokenizer
 
 SINGLES = "single words"  # in place of a language
@@ -213,14 +213,13 @@ class Corpus:
         Of few, so that a batch holds many pairs within a language; pairs are what STS compares.
         """
         random = np.random.default_rng([seed, step])
-        others = list(self.share)
-        others.remove("en")
+        others = [lang for lang in self.share if lang != "en"]
         chance = np.array([self.share[lang] for lang in others])
         drawn = {"en": self.share["en"]}
         if self.singles:
             drawn[SINGLES] = self.singles
-        for lang in random.choice(others, TOGETHER, replace=False, p=chance / chance.sum()):
-            drawn[lang] = (1 - sum((self.share["en"], self.singles))) / TOGETHER
+        each = (1 - sum(drawn.values())) / TOGETHER
+        drawn |= dict.fromkeys(random.choice(others, TOGETHER, replace=False, p=chance / chance.sum()), each)
         rows, sizes = [], []
         for lang, share in drawn.items():
             n = round(size * share / self.run)

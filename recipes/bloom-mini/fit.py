@@ -16,7 +16,6 @@ import torch
 from corpus import Corpus
 from dev import encode, read
 from second_teacher import embed
-from space import unit
 from targets import LEXICAL, mixed
 from teach import load_teacher
 from teach import read as taught
@@ -47,9 +46,8 @@ def main() -> None:
             cosines[source] = float((said * corpus.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
-    first, second = taught(*load_teacher(), unseen)[0].astype(np.float32), corpus.targets.space.centred(embed(unseen))
-    said = first @ corpus.targets.space.first + second @ corpus.targets.space.second
-    target = mixed(unit(said), corpus.targets.lexical(unseen), LEXICAL["en"])
+    said = corpus.targets.space.target(taught(*load_teacher(), unseen)[0], embed(unseen))
+    target = mixed(said, corpus.targets.lexical(unseen), LEXICAL["en"])
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

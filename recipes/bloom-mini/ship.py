@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from second_teacher import LANGUAGES
+from collect import READ
 from transformers import AutoTokenizer
 
 from lacos_st import LacosSentenceTransformer
@@ -67,7 +67,7 @@ def card(model: LacosBloomModel, report: dict) -> str:
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
         noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
-        read=", ".join(sorted(LANGUAGES)),
+        read=", ".join(sorted(READ)),
         sources="\n".join(f"| {name} | {s['sentences']:,} | {s['licence']} |" for name, s in sources.items()),
         counts=", ".join(f"{lang} {n:,}" for lang, n in report["sentences"]),
     )

@@ -1,6 +1,6 @@
 """Two teachers in one space, the student's.
 
-The first teacher (384 dimensions, English) and the second (512, sixteen languages; less its mean, which all sentences
+The first teacher (384 dimensions, English) and the second (512, fifteen languages; less its mean, which all sentences
 share) are put side by side, `share` of the squared length for the second, and turned onto their leading directions: a
 target's cosine is the weighted mean of both teachers' cosines, but for what falls off the end. That is linear, so
 each teacher has a matrix of its own, and a target is the sum of what both say:
@@ -68,6 +68,10 @@ class Space(NamedTuple):
         """What the second teacher says, less its mean; unit length."""
         return unit(second.astype(np.float32) - self.mean)
 
+    def target(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """(rows, hidden), unit length, of sentences that both teachers have read."""
+        return unit(first.astype(np.float32) @ self.first + self.centred(second) @ self.second)
+
 
 def guess(known: np.ndarray, wanted: np.ndarray, ridge: float = 1.0) -> np.ndarray:
     """The matrix that makes `wanted` of `known`, by ridge regression."""
@@ -85,9 +89,8 @@ def main() -> None:
     rows = np.load(args.work_dir / "english.npy")[:SAMPLE]
     texts = pq.read_table(args.work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
     said = encode(model, AutoTokenizer.from_pretrained(args.towards), texts.take(pa.array(rows)).to_pylist(), "mean")
-    first = np.load(args.work_dir / "teacher.npy", mmap_mode="r")[:SAMPLE].astype(np.float32)
-    second = space.centred(np.load(args.work_dir / "second.npy", mmap_mode="r")[:SAMPLE])
-    target = unit(first @ space.first + second @ space.second)
+    first, second = (np.load(args.work_dir / name, mmap_mode="r")[:SAMPLE] for name in ("teacher.npy", "second.npy"))
+    target = space.target(first, second)
     left, _, right = np.linalg.svd(target[:, :-2].T @ said[:, :-2])
     turn = left @ right
     before, after = ((unit(t) * said[:, :-2]).sum(1).mean() for t in (target[:, :-2], target[:, :-2] @ turn))

@@ -8,24 +8,18 @@ teachers are at their best, and more is a safety net where few translations are 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from second_teacher import LANGUAGES
+from collect import READ
 from sklearn.feature_extraction.text import HashingVectorizer
 from space import Space, unit
-from teach import CHUNK
+from teach import CHUNK, done
 
-LEXICAL: dict[str | None, float] = {**dict.fromkeys(LANGUAGES, 0.35), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.5}
+LEXICAL: dict[str | None, float] = {**dict.fromkeys(READ, 0.35), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.5}
 """Share of the spelling in a target: less where a teacher speaks the language or characters are words."""
-
-
-def done(state: Path) -> int:
-    """Rows that a teacher has read so far."""
-    return json.loads(state.read_text())["chunks"] * CHUNK
 
 
 def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:

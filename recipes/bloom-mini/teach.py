@@ -122,24 +122,30 @@ def load_teacher(int8: bool = False) -> tuple[torch.nn.Module, PreTrainedTokeniz
     return model, AutoTokenizer.from_pretrained(teacher_path())
 
 
-def fill(state: Path, tables: dict[Path, tuple[np.ndarray, int]], compute: Callable[[int, int], list]) -> None:
+def fill(
+    state: Path,
+    tables: dict[Path, tuple[np.ndarray, int]],
+    compute: Callable[[int, int], list],
+    chunks: int | None = None,
+) -> None:
     """Fill tables of fp16 chunk by chunk; how many chunks are done is kept in a JSON file.
 
     Args:
         state: The JSON file.
         tables: Path -> (starts, columns); text i has rows starts[i] to starts[i + 1].
         compute: (first text, one behind the last) -> their rows in each table.
+        chunks: Stop after so many; a later call goes on.
     """
-    done = json.loads(state.read_text())["chunks"] if state.exists() else 0
+    ready = json.loads(state.read_text())["chunks"] if state.exists() else 0
     memory = [
         np.lib.format.open_memmap(
-            path, mode="r+" if done else "w+", dtype=np.float16, shape=None if done else (int(starts[-1]), columns)
+            path, mode="r+" if ready else "w+", dtype=np.float16, shape=None if ready else (int(starts[-1]), columns)
         )
         for path, (starts, columns) in tables.items()
     ]
     texts = len(next(iter(tables.values()))[0]) - 1
     total = -(-texts // CHUNK)
-    for chunk in range(done, total):
+    for chunk in range(ready, min(total, chunks or total)):
         began, first = time.monotonic(), chunk * CHUNK
         last = min(first + CHUNK, texts)
         for table, (starts, _), rows in zip(memory, tables.values(), compute(first, last), strict=True):
@@ -147,6 +153,11 @@ def fill(state: Path, tables: dict[Path, tuple[np.ndarray, int]], compute: Calla
             table.flush()
         state.write_text(json.dumps({"chunks": chunk + 1}))
         print(f"chunk {chunk + 1}/{total}: {(last - first) / (time.monotonic() - began):.0f} sentences/s", flush=True)
+
+
+def done(state: Path) -> int:
+    """Rows that a teacher has read so far."""
+    return json.loads(state.read_text())["chunks"] * CHUNK
 
 
 def main() -> None:
@@ -158,7 +169,6 @@ def main() -> None:
     table = pq.read_table(args.work_dir / "texts.parquet")
     texts = table["text"].to_pylist()
     rows = order(texts, table["lang"].to_pylist(), table["english"].to_numpy(), table["source"].to_pylist())
-    rows = rows[: args.chunks and args.chunks * CHUNK]
     np.save(args.work_dir / "english.npy", rows)
     english = [texts[i] for i in rows]
     starts = np.cumsum([0, *(len(text.split()) for text in english)])
@@ -174,7 +184,7 @@ def main() -> None:
         args.work_dir / "teacher.npy": (np.arange(len(english) + 1), width),
         args.work_dir / "words.npy": (starts, width),
     }
-    fill(args.work_dir / "teacher.json", tables, compute)
+    fill(args.work_dir / "teacher.json", tables, compute, args.chunks)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
+from collect import READ
 from corpus import tokenize
-from second_teacher import LANGUAGES
 from student import grow
 
 from lacos_st.bloom import LacosBloomModel
@@ -57,7 +57,7 @@ def main() -> None:
     table = model.word_embeddings.weight.data
     found = frequencies(args.work_dir, len(table))
     english, others = found.pop("en"), np.stack(list(found.values()))
-    known = np.array([lang in LANGUAGES for lang in found])[others.argmax(0)]
+    known = np.array([lang in READ for lang in found])[others.argmax(0)]
     chosen = known & (english < args.english * (english + others.max(0)))
     chosen[:4] = False  # <unk>, <s>, </s>, <pad>
     chosen = torch.from_numpy(chosen)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from space import Space
-from teach import CHUNK, MAX_TOKENS, words_of
+from teach import CHUNK, MAX_TOKENS, done, words_of
 from transformers import AutoTokenizer
 
 
@@ -45,7 +45,7 @@ class Words(NamedTuple):
         """What `teach.py` has written; the student's tokens are counted on the first call."""
         path = work_dir / "word-numbers.npz"
         if not path.exists():
-            numbers, bounds = numbers_of(work_dir, np.load(work_dir / "english.npy"))
+            numbers, bounds = numbers_of(work_dir, np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")])
             temporary = path.with_suffix(".part.npz")
             np.savez(temporary, numbers=numbers, bounds=bounds)
             temporary.replace(path)
