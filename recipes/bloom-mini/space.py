@@ -26,15 +26,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dev import encode
+from teach import done
 from transformers import AutoTokenizer
 
 from lacos_st.bloom import LacosBloomModel
 
-SAMPLE = 32768  # sentences, in random order: the first ones of both tables
+SAMPLE = 32768  # sentences, at most, in random order: the first ones of both tables
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def sample(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+    """What both teachers say of the same English sentences: they have read them in the same order."""
+    count = min(SAMPLE, done(work_dir / "teacher.json"), done(work_dir / "second.json"))
+    first, second = (np.load(work_dir / name, mmap_mode="r")[:count] for name in ("teacher.npy", "second.npy"))
+    count = min(len(first), len(second))
+    return first[:count].astype(np.float32), second[:count].astype(np.float32)
 
 
 class Space(NamedTuple):
@@ -49,8 +58,7 @@ class Space(NamedTuple):
     @classmethod
     def load(cls, work_dir: Path, hidden: int, share: float = 0.35) -> Space:
         """From what both teachers say of the same English sentences."""
-        first = np.load(work_dir / "teacher.npy", mmap_mode="r")[:SAMPLE].astype(np.float32)
-        second = np.load(work_dir / "second.npy", mmap_mode="r")[:SAMPLE].astype(np.float32)
+        first, second = sample(work_dir)
         mean = second.mean(0)
         second = unit(second - mean)
         both = np.concatenate([(1 - share) ** 0.5 * first, share**0.5 * second], 1)
@@ -86,10 +94,10 @@ def main() -> None:
     (args.work_dir / "turn.npy").unlink(missing_ok=True)
     model = LacosBloomModel.from_pretrained(args.towards).eval()
     space = Space.load(args.work_dir, model.config.hidden_size)
-    rows = np.load(args.work_dir / "english.npy")[:SAMPLE]
+    first, second = sample(args.work_dir)
+    rows = np.load(args.work_dir / "english.npy")[: len(first)]
     texts = pq.read_table(args.work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
     said = encode(model, AutoTokenizer.from_pretrained(args.towards), texts.take(pa.array(rows)).to_pylist(), "mean")
-    first, second = (np.load(args.work_dir / name, mmap_mode="r")[:SAMPLE] for name in ("teacher.npy", "second.npy"))
     target = space.target(first, second)
     left, _, right = np.linalg.svd(target[:, :-2].T @ said[:, :-2])
     turn = left @ right
