@@ -1,22 +1,21 @@
 """The models and samples that travel with the package.
 
-`assets/bloom-mini/` is a BLOOM base in 8 bits throughout; `assets/lacos-bloom/` is the adapter trained on it, with the
-settings that make a sentence-transformers directory of the two. On disk they are *packed*: the embedding table lies in
-int8 with one scale a row, where stock transformers wants floats, and the adapter's directory holds no second base.
-`unpack` writes what stock sentence-transformers loads; `embedded_directory` does so once, into a cache:
+`assets/bloom-mini/` is a BLOOM base in 8 bits; `assets/lacos-bloom/` is the adapter trained on it, with the settings
+that make a sentence-transformers directory of the two. On disk they are *packed*: the embedding table lies in 4 bits an
+entry (`packed_table.py`), where stock transformers wants floats, the tokenizer is compressed, and the adapter's
+directory holds no second base. `unpack` writes what stock sentence-transformers loads; `embedded_directory` does so
+once, into a cache:
 
     $LACOS_CACHE, else $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS), %LOCALAPPDATA% (Windows)
       lacos-st/<content hash>/<name>/
 
 The hash names the assets' content, so a new release never reads an old cache. A directory appears there by one rename
 and complete, also where several processes unpack at once.
-
-Packed bytes and unpacked model are the same weights: the scales of the table fit into bf16, and a table of
-`row * scale / 127` in fp16 or fp32 quantises back to the very bytes (see `embedding_table.quantize_table`).
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -30,8 +29,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lacos_st.embedding_table import quantize_table
 from lacos_st.errors import LacosError
+from lacos_st.packed_table import pack_table, unpack_table
 
 EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""
@@ -45,7 +44,9 @@ _SAMPLES = {
 }
 _TABLE = "word_embeddings"
 _LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
-_SHARED = ("config.json", "tokenizer.json", "tokenizer_config.json")
+_FINAL_GAIN = "ln_f.weight"
+_TOKENIZER = "tokenizer.json"
+_SHARED = ("config.json", _TOKENIZER, "tokenizer_config.json")
 
 
 def sample_path(name: str) -> Path:
@@ -72,7 +73,10 @@ def sample_path(name: str) -> Path:
 
 
 def pack(directory: str | Path, output: str | Path) -> None:
-    """Write a BLOOM checkpoint in the packed form: int8 linear layers, int8 embedding table.
+    """Write a BLOOM checkpoint in the packed form: int8 linear layers, 4-bit embedding table, compressed tokenizer.
+
+    Columns of the table that the final layer norm silences keep 8 bits: bloom-mini says in them how much a token
+    counts, and its layers amplify that.
 
     Args:
         directory: A checkpoint that `transformers.BloomModel` reads, in full precision, with its tokenizer.
@@ -88,13 +92,15 @@ def pack(directory: str | Path, output: str | Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     if config.get("model_type") != "bloom":
         raise LacosError(f"{str(source)!r} is a {config.get('model_type')!r} model, and pack() takes BLOOM.")
+    weights = {
+        key.removeprefix("transformer."): tensor for key, tensor in load_file(source / "model.safetensors").items()
+    }
     packed: dict[str, Tensor] = {}
-    for key, tensor in load_file(source / "model.safetensors").items():
-        key = key.removeprefix("transformer.")
+    for key, tensor in weights.items():
         layer = key.removesuffix(".weight")
         if layer == _TABLE:
-            packed[key], scale = quantize_table(tensor)
-            packed[f"{layer}.SCB"] = scale.bfloat16()
+            table = pack_table(tensor, weights[_FINAL_GAIN].half() == 0)
+            packed |= {f"{_TABLE}.{part}": value for part, value in table.items()}
         elif layer != key and layer.rpartition(".")[2] in _LINEAR:
             scale = tensor.float().abs().amax(1)
             packed[key] = (tensor.float() * (127 / scale.clamp_min(1e-20))[:, None]).round().to(torch.int8)
@@ -108,10 +114,10 @@ def pack(directory: str | Path, output: str | Path) -> None:
         "quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     }
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json"):  # without indentation: a third smaller
-        content = json.loads((source / name).read_text(encoding="utf-8"))
-        compact = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-        (target / name).write_text(compact + "\n", encoding="utf-8")
+    tokenizer = json.loads((source / _TOKENIZER).read_text(encoding="utf-8"))
+    compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
+    (target / f"{_TOKENIZER}.gz").write_bytes(gzip.compress(compact, mtime=0))
+    shutil.copyfile(source / "tokenizer_config.json", target / "tokenizer_config.json")
     (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     save_file(packed, target / "model.safetensors", metadata={"format": "pt"})
     (target / "model.safetensors").chmod(0o644)  # safetensors writes files that only their owner reads
@@ -192,15 +198,17 @@ def unpack(name: str, directory: str | Path) -> None:
 
 
 def _write(name: str, directory: Path) -> None:
-    packed = load_file(ASSETS / "bloom-mini" / "model.safetensors")
-    scale = packed.pop(f"{_TABLE}.SCB").float()
-    packed[f"{_TABLE}.weight"] = packed[f"{_TABLE}.weight"] * (scale / 127)[:, None]
+    source = ASSETS / "bloom-mini"
+    packed = load_file(source / "model.safetensors")
+    table = {key.rpartition(".")[2]: packed.pop(key) for key in list(packed) if key.startswith(f"{_TABLE}.")}
+    packed[f"{_TABLE}.weight"] = unpack_table(table, packed[_FINAL_GAIN] == 0)
     # transformers computes in the dtype it finds, and no CPU computes well in fp16.
     unpacked = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in packed.items()}
     save_file(unpacked, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
-    unpacked_already = shutil.ignore_patterns("model.safetensors")
-    shutil.copytree(ASSETS / "bloom-mini", directory, ignore=unpacked_already, dirs_exist_ok=True)
+    unpacked_already = shutil.ignore_patterns("model.safetensors", f"{_TOKENIZER}.gz")
+    shutil.copytree(source, directory, ignore=unpacked_already, dirs_exist_ok=True)
+    (directory / _TOKENIZER).write_bytes(gzip.decompress((source / f"{_TOKENIZER}.gz").read_bytes()))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if name != "bloom-mini":  # over the base: the sentence-transformers settings and the adapter

@@ -14,7 +14,6 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, BloomConfig, BloomModel
 
 from lacos_st import embedded
-from lacos_st.embedding_table import quantize_table
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
 
@@ -36,37 +35,39 @@ def test_stock_transformers_reads_the_unpacked_base(base):
     assert model.h[0].mlp.dense_h_to_4h.weight.dtype == torch.int8
 
 
-def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know():
-    tokenizer = AutoTokenizer.from_pretrained(embedded.ASSETS / "bloom-mini")
+def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
     for text in ("naïve café", "你好，世界", "مرحبا بالعالم", "नमस्ते दुनिया", "𓀀 ᚠ 🦜"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.unk_token_id not in ids
         assert tokenizer.decode(ids).strip() == text.lower().replace("，", ",")  # NFKC
 
 
-def test_packed_and_unpacked_hold_the_same_bytes(base):
+def test_packed_and_unpacked_hold_the_same_layers(base):
     packed = load_file(embedded.ASSETS / "bloom-mini" / "model.safetensors")
-    stock = load_file(base / "model.safetensors")
-    rows, scale = quantize_table(stock["word_embeddings.weight"])
-    assert torch.equal(rows, packed["word_embeddings.weight"])
-    assert torch.equal(scale, packed["word_embeddings.SCB"].float())
-    for key in stock:
+    unpacked = load_file(base / "model.safetensors")
+    for key in unpacked:
         if key != "word_embeddings.weight":
-            assert torch.equal(stock[key], packed[key]), key
+            assert torch.equal(unpacked[key], packed[key]), key
 
 
-def test_pack_rounds_each_row_by_less_than_half_a_step(tmp_path):
+def test_pack_rounds_layers_by_less_than_half_a_step_and_the_table_to_16_levels(base, tmp_path):
     config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
     model = BloomModel(config)
+    with torch.no_grad():
+        model.ln_f.weight[-2:] = 0
     model.save_pretrained(tmp_path / "full")
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "full" / name).write_bytes((embedded.ASSETS / "bloom-mini" / name).read_bytes())
+        (tmp_path / "full" / name).write_bytes((base / name).read_bytes())
     embedded.pack(tmp_path / "full", tmp_path / "packed")
     packed = load_file(tmp_path / "packed" / "model.safetensors")
     name = "h.0.self_attention.query_key_value"
     step = packed[f"{name}.SCB"][:, None] / 127
     error = (packed[f"{name}.weight"] * step - model.get_parameter(f"{name}.weight")).abs()
     assert (error <= step * 0.501).all()
+    assert packed["word_embeddings.codes"].shape == (64, 15)
+    assert packed["word_embeddings.fine"].shape == (64, 2)
+    assert gzip.decompress((tmp_path / "packed" / "tokenizer.json.gz").read_bytes())[:1] == b"{"
 
 
 def test_pack_names_what_is_missing_and_what_is_no_bloom(tmp_path):

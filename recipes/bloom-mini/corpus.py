@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR
@@ -23,8 +21,7 @@ from transformers import AutoTokenizer
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 3  # languages beside English in a batch
-DRAWN = {**FAVOUR, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5}
-"""How often a language is drawn, beside its size: as the tokenizer was made, but more where words fall to pieces."""
+NOT_WRITTEN = ["freedict", "freedict-glosses", "wordfreq"]
 
 
 class Batch(NamedTuple):
@@ -33,6 +30,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
     targets: torch.Tensor  # (sentences, hidden) unit length
+    loudness: torch.Tensor  # (tokens,) rarity of each in its language; 0 in English and single words
     english: np.ndarray  # (English sentences,) rows of `english.npy`
     sizes: list[int]  # sentences of each language
 
@@ -55,6 +53,39 @@ def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
         temporary.replace(path)
     stored = np.load(path)
     return stored["ids"], stored["offsets"]
+
+
+class Counts(NamedTuple):
+    """How often each language uses each token, in sentences: lists of words and glosses left out."""
+
+    langs: list[str]
+    sentences: np.ndarray  # (languages,)
+    tokens: np.ndarray  # (languages, vocabulary)
+
+    @classmethod
+    def load(cls, work_dir: Path, vocabulary: int) -> Counts:
+        """Of every language with a thousand sentences."""
+        ids, offsets = tokenize(work_dir)
+        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "source"])
+        langs, sources = table["lang"].to_numpy(), table["source"].to_numpy()
+        written = ~np.isin(sources, NOT_WRITTEN)
+        names, code, sentences = np.unique(langs[written], return_inverse=True, return_counts=True)
+        each = np.full(len(langs), -1)
+        each[written] = code
+        each = np.repeat(each, np.diff(offsets))
+        found = each * vocabulary + ids
+        counts = np.bincount(found[each >= 0], minlength=len(names) * vocabulary).reshape(len(names), vocabulary)
+        enough = sentences >= 1000
+        return cls([str(name) for name in names[enough]], sentences[enough], counts[enough])
+
+    def frequencies(self) -> np.ndarray:
+        """(languages, vocabulary) share of a language's tokens."""
+        return self.tokens / self.tokens.sum(1, keepdims=True)
+
+    def rarity(self) -> np.ndarray:
+        """(languages, vocabulary) inverse document frequency, as if a sentence had each token once at most."""
+        documents = np.minimum(self.tokens, self.sentences[:, None])
+        return np.log((1 + self.sentences[:, None]) / (1 + documents)).astype(np.float32)
 
 
 def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -131,11 +162,12 @@ class Corpus:
 
     Args:
         work_dir: The stages' folder.
+        vocabulary: Number of tokens.
         hidden: Size of the targets.
         longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
         power: A language is drawn in proportion to its sentences to this power,
-        favour: times this factor (0.5 where none is given); by default `DRAWN`.
+        favour: times this factor (0.5 where none is given); by default `FAVOUR`.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
         run: So many neighbours are drawn together.
         singles: Share of single words (wordfreq), of all languages alike.
@@ -147,6 +179,7 @@ class Corpus:
     def __init__(
         self,
         work_dir: Path,
+        vocabulary: int,
         hidden: int,
         longest: int = 48,
         english: float = 0.5,
@@ -162,44 +195,29 @@ class Corpus:
         langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
         source = table["source"].combine_chunks().dictionary_encode()
         names = np.array(source.dictionary.to_pylist())[source.indices.to_numpy()]
-        single = np.isin(names, ["wordfreq", "freedict"])
+        single = np.isin(names, ["freedict", "wordfreq"])
         self.targets = Targets(work_dir, hidden, texts, langs, table["english"].to_numpy(), single, lexical)
         langs = np.where(names == "wordfreq", SINGLES, langs)
-        row = self.targets.first_row
+        row = self.targets.row
         usable = np.flatnonzero((row >= 0) & (np.diff(self.offsets) <= longest))
         along = along_chain(work_dir, self.targets.alone)
         self.pools = {str(lang): spread(usable[langs[usable] == lang], along, row) for lang in np.unique(langs)}
         self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
         size = {
-            lang: len(pool) ** power * (favour or DRAWN).get(lang, 0.5)
+            lang: len(pool) ** power * (favour or FAVOUR).get(lang, 0.5)
             for lang, pool in self.pools.items()
             if lang not in ("en", SINGLES)
         }
         rest = (1 - singles) * (1 - english) / sum(size.values())
         self.share = {"en": (1 - singles) * english, **{lang: rest * n for lang, n in size.items()}}
         self.singles = singles
+        self.counts = Counts.load(work_dir, vocabulary)
+        self.rarity = dict(zip(self.counts.langs, self.counts.rarity(), strict=True))
+        self.rarity["en"] = self.rarity[SINGLES] = np.zeros(vocabulary, np.float32)
         self.reach = {}
         for lang, pool in self.pools.items():
             kind = source.indices.to_numpy()[pool[: len(pool) - run + 1]]
             self.reach[lang] = np.cumsum(np.bincount(kind).clip(1)[kind] ** (power - 1))
-
-    def counts(self, vocabulary: int) -> np.ndarray:
-        """(languages, vocabulary) how often each language uses each token, in sentences that people wrote.
-
-        Of languages that count (FAVOUR) and have enough text: in a rarer one a piece of a word may be frequent by
-        accident.
-        """
-        table = pq.read_table(self.table, columns=["lang", "source"])
-        langs = table["lang"].combine_chunks().dictionary_encode()
-        favoured = pa.array([lang for lang, factor in FAVOUR.items() if factor >= 0.5])
-        source = pc.cast(table["source"], pa.string())
-        written = pc.invert(pc.or_(pc.starts_with(source, "freedict"), pc.equal(source, "wordfreq")))
-        rows = np.flatnonzero(pc.and_(written, pc.is_in(pc.cast(table["lang"], pa.string()), favoured)).to_numpy())
-        codes, lengths = langs.indices.to_numpy()[rows], np.diff(self.offsets)[rows]
-        pieces = np.concatenate([self.ids[self.offsets[r] : self.offsets[r + 1]] for r in rows]).astype(np.int64)
-        sizes = np.bincount(codes)
-        counts = np.bincount(np.repeat(codes, lengths) * vocabulary + pieces, minlength=len(sizes) * vocabulary)
-        return counts.reshape(len(sizes), vocabulary)[sizes >= 1500]
 
     def gather(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids end to end, and boundaries, of rows of `texts.parquet`."""
@@ -228,5 +246,9 @@ class Corpus:
             rows.append(self.pools[lang][first[:, None] + np.arange(self.run)].ravel())
             sizes.append(n * self.run)
         rows = np.concatenate(rows)
-        english = self.targets.first_row[rows[: sizes[0]]]
-        return Batch(*self.gather(rows), self.targets(rows), english, sizes)
+        english = self.targets.row[rows[: sizes[0]]]
+        ids, bounds = self.gather(rows)
+        lengths = bounds[np.cumsum(sizes)].diff(prepend=bounds[:1]).tolist()
+        parts = zip(drawn, ids.split(lengths), strict=True)
+        loudness = torch.from_numpy(np.concatenate([self.rarity[lang][part] for lang, part in parts]))
+        return Batch(ids, bounds, self.targets(rows), loudness, english, sizes)

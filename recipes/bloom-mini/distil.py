@@ -8,8 +8,9 @@
 The loss draws a sentence to what the teachers say of it (`targets.py`; 1 - cosine), and the batch's cosine matrix to
 theirs (mean squared difference, times --matrix), within each language once more, and within runs of similar sentences
 (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
-word to what the teacher says of it there, which is what layers learn to use a context from. Training is in the space
-that is compared at the end: there is no projection head to throw away.
+word to what the teacher says of it there, which is what layers learn to use a context from; with --loudness each
+token's share in a sentence, outside English, to its rarity in that language. Training is in the space that is compared
+at the end: there is no projection head to throw away.
 
 A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
 share a step, each with its own sentences; on busy cores two processes of one thread beat one process of two.
@@ -27,12 +28,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import Batch, Corpus
+from collect import FAVOUR
+from corpus import Batch, Corpus, Counts
 from dev import encode, evaluate, tasks
 from second_teacher import embed
 from space import unit
 from state import load_state, save_state
-from student import config, grow, pool, quiet_, states
+from student import Rounding, config, grow, pool, quiet_, states
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from words import Words
@@ -49,20 +51,18 @@ def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: 
         np.save(path, embed([string.strip() for string in strings]))
     spelt = corpus.targets.lexical(strings)
     said = np.load(path).astype(np.float32)
-    said = unit(unit(said - said.mean(0)) @ corpus.targets.space.from_second)
+    said = unit(unit(said - said.mean(0)) @ corpus.targets.space.second)
     noise = np.random.default_rng(0).standard_normal(said.shape) * 0.1 / said.shape[1] ** 0.5
     return unit((1 - lexical) ** 0.5 * said + lexical**0.5 * spelt + noise).astype(np.float32)
 
 
-def rarity(corpus: Corpus, vocabulary: int, half: float = 2e-3) -> np.ndarray:
-    """(vocabulary,): half / (half + frequency), the weights of smooth inverse frequency (Arora et al., 2017).
+def audible(counts: Counts) -> np.ndarray:
+    """(vocabulary,) in (0, 1]: how loudly a token begins to speak, by its rarity where it is most frequent.
 
-    A token's frequency is that in the language that uses it most: "het" is rare among all sentences, and yet says
-    little.
+    In languages that count: in others a piece of a word may be frequent by accident.
     """
-    counts = corpus.counts(vocabulary)
-    frequency = (counts / counts.sum(1, keepdims=True)).max(0)
-    return np.maximum(half / (half + frequency), 0.05).astype(np.float32)
+    favoured = [FAVOUR.get(lang, 0) >= 0.5 for lang in counts.langs]
+    return np.clip(counts.rarity()[favoured].min(0) / 10, 0.03, 1)
 
 
 def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run: int) -> torch.Tensor:
@@ -73,6 +73,23 @@ def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run
         loss = loss + matrix / len(batch.sizes) * (mine @ mine.T - goal @ goal.T).square().mean()
     mine, goal = student.view(-1, run, student.shape[1]), target.view(-1, run, student.shape[1])
     return loss + near * (mine @ mine.mT - goal @ goal.mT).square().mean()
+
+
+def loudness_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Relative entropy, in nats, of each token's share in its sentence's mean to its share of the sentence's rarity.
+
+    A student that cannot fit its targets lets frequent words say what all of them have in common. That lowers the
+    error and drowns what tells sentences apart.
+    """
+    lengths = batch.bounds.diff()
+    sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+
+    def share(loudness: torch.Tensor) -> torch.Tensor:
+        total = loudness.new_zeros(len(lengths)).index_add(0, sentence, loudness)
+        return loudness / total.clamp_min(1e-6)[sentence]
+
+    wanted, found = share(batch.loudness), share(said.norm(dim=1))
+    return (torch.xlogy(wanted, wanted) - wanted * found.clamp_min(1e-6).log()).sum() / len(lengths)
 
 
 def word_loss(said: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -105,7 +122,9 @@ def main() -> None:
     parser.add_argument("--run", type=int, default=8, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
+    parser.add_argument("--loudness", type=float, default=0.0, help="weight of how loudly rare tokens should speak")
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
+    parser.add_argument("--round", action="store_true", help="read the table as 4 bits will have it")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
@@ -123,7 +142,16 @@ def main() -> None:
     favour = {lang: float(factor) for lang, factor in (item.split("=") for item in args.favour)}
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(
-        args.work_dir, args.hidden, args.longest, args.english, 0.5, favour, lexical, args.run, args.singles
+        args.work_dir,
+        len(tokenizer),
+        args.hidden,
+        args.longest,
+        args.english,
+        0.5,
+        favour,
+        lexical,
+        args.run,
+        args.singles,
     )
     words = Words.load(args.work_dir, corpus.targets.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)
@@ -133,7 +161,7 @@ def main() -> None:
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
         vectors = token_vectors(tokenizer, corpus, args.work_dir, lexical=0.6)
-        quiet_(model, torch.from_numpy(vectors), torch.from_numpy(rarity(corpus, len(tokenizer))))
+        quiet_(model, torch.from_numpy(vectors), torch.from_numpy(audible(corpus.counts)))
     else:
         model = LacosBloomModel.from_pretrained(args.start or args.work_dir / "static")
         model = model if model.config.n_layer else grow(model, args.layers)
@@ -152,6 +180,7 @@ def main() -> None:
         print(f"going on at step {first}", flush=True)
     sets = tasks(args.data_dir / "sts", 300, "[defhinprz][elrshiut]") if args.data_dir else {}
 
+    rounding = Rounding(model) if args.round else None
     model.train()
     began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
     last = min(args.steps, args.until or args.steps)
@@ -161,11 +190,13 @@ def main() -> None:
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
-            said = states(model, batch.ids, batch.bounds)
+            said = states(model, batch.ids, batch.bounds, rounding)
         loss = loss_of(pool(said, batch.bounds, args.pooling), batch, args.matrix, args.near, args.run)
         if words is not None:
             targets, places = words.gather(batch.english, batch.bounds[: len(batch.english) + 1].numpy())
             loss = loss + args.words * word_loss(said, targets, places)
+        if args.loudness:
+            loss = loss + args.loudness * loudness_loss(said, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if world > 1:

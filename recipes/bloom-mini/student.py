@@ -7,6 +7,7 @@ from torch import Tensor
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.bloom import LacosBloomModel
+from lacos_st.packed_table import pack_table, round_rows
 
 
 def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
@@ -76,9 +77,31 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
         model.ln_f.weight[-2:] = 0
 
 
-def states(model: BloomModel, ids: Tensor, bounds: Tensor) -> Tensor:
+class Rounding:
+    """The table's rows as 4 bits will have them (`lacos_st/packed_table.py`), for layers to get used to.
+
+    Gradients pass as if nothing had been rounded (Bengio et al., 2013). The levels stay what they are at the start.
+    """
+
+    def __init__(self, model: BloomModel) -> None:
+        self.coarse = model.ln_f.weight.detach() != 0
+        self.levels = pack_table(model.word_embeddings.weight.detach(), ~self.coarse)["levels"]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """(tokens, hidden), in and out."""
+        with torch.no_grad():
+            error = torch.zeros_like(rows)
+            nearest, scale = round_rows(rows[:, self.coarse], self.levels)
+            error[:, self.coarse] = self.levels[nearest] * scale[:, None] - rows[:, self.coarse]
+        return rows + error
+
+
+def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | None = None) -> Tensor:
     """(tokens,) ids of sentences end to end -> (tokens, hidden) fp32."""
-    return model(ids[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
+    rows = model.word_embeddings(ids)
+    if rounding is not None:
+        rows = rounding(rows)
+    return model(inputs_embeds=rows[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
 
 
 def pool(tokens: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:

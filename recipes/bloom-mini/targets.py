@@ -1,7 +1,7 @@
-"""What a sentence is drawn to, (hidden,): what two teachers say of it, and how it is spelt.
+"""What a sentence is drawn to, (hidden,): what a teacher says of it, and how it is spelt.
 
-The first teacher speaks of its English, the second of the sentence itself, or of its English if it does not know the
-language (`space.py`); where there is no English the second speaks alone. The spelling are its own character n-grams.
+The first teacher speaks of its English; where there is none the second speaks of the sentence itself (`space.py`). The
+spelling are its own character n-grams.
 What each share scores by itself on development sets is in `docs/ablations.md`: a tenth of spelling helps even where the
 teachers are at their best, and more is a safety net where few translations are known.
 """
@@ -16,7 +16,7 @@ import torch
 from collect import READ
 from sklearn.feature_extraction.text import HashingVectorizer
 from space import Space, unit
-from teach import CHUNK, done
+from teach import done
 
 LEXICAL: dict[str | None, float] = {**dict.fromkeys(READ, 0.35), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.5}
 """Share of the spelling in a target: less where a teacher speaks the language or characters are words."""
@@ -28,14 +28,22 @@ def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.
 
 
 class Lexical:
-    """A second teacher: which characters a sentence is made of.
+    """Another teacher: which characters a sentence is made of.
 
     The TF-IDF vector of its character 2- to 4-grams (within words), projected at random to `hidden` dimensions: cosines
     survive up to 1 / sqrt(hidden). A model distilled from English alone is worse than this plain baseline in languages
     it has seen little of; mixed into the target it is learnt by the token vectors almost for free.
+
+    How rare an n-gram is depends on the language: "het" is rare among all sentences, and yet says little.
+
+    Args:
+        texts: Sentences to count in, at most 20,000 of each language.
+        langs: Their languages.
+        hidden: Size of the vectors; the last two dimensions stay 0.
+        buckets: N-grams are hashed into so many.
     """
 
-    def __init__(self, texts: list[str], hidden: int, buckets: int = 2**17) -> None:
+    def __init__(self, texts: pa.Array, langs: np.ndarray, hidden: int, buckets: int = 2**17) -> None:
         self.hashing = HashingVectorizer(
             analyzer="char_wb",
             ngram_range=(2, 4),
@@ -44,15 +52,25 @@ class Lexical:
             norm=None,
             dtype=np.float32,
         )
-        seen = (self.hashing.transform(texts) > 0).sum(0)
-        self.idf = np.log((1 + len(texts)) / (1 + np.asarray(seen).ravel())).astype(np.float32) + 1
+        self.langs = np.unique(langs)
+        self.idf = np.zeros((len(self.langs), buckets), np.float32)
+        for i, lang in enumerate(self.langs):
+            rows = np.flatnonzero(langs == lang)
+            rows = rows[:: -(-len(rows) // 20_000)]
+            seen = (self.hashing.transform(texts.take(pa.array(rows)).to_pylist()) > 0).sum(0)
+            self.idf[i] = np.log((1 + len(rows)) / (1 + np.asarray(seen).ravel()))
         self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
         self.random[:, -2:] = 0
 
-    def __call__(self, texts: list[str]) -> np.ndarray:
-        """(texts, hidden), unit length."""
+    def __call__(self, texts: list[str], langs: np.ndarray | None = None) -> np.ndarray:
+        """(texts, hidden), unit length; without languages an n-gram is as frequent as in that which uses it most."""
         counts = self.hashing.transform(texts)
-        counts.data = (1 + np.log(counts.data)) * self.idf[counts.indices]
+        if langs is None:
+            idf = self.idf.min(0)[counts.indices]
+        else:
+            lang = np.repeat(np.searchsorted(self.langs, langs), np.diff(counts.indptr))
+            idf = self.idf[lang, counts.indices]
+        counts.data = (1 + np.log(counts.data)) * idf
         return unit(counts @ self.random)
 
 
@@ -70,7 +88,7 @@ class Targets:
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
 
     Attributes:
-        first_row: (texts,) row of each one's English in `teacher.npy`; above them, where there is no English but the
+        row: (texts,) row of each one's English in `teacher.npy`; above them, where there is no English but the
             second teacher has read the sentence itself; -1: no target.
         alone: Number of those above.
     """
@@ -87,37 +105,36 @@ class Targets:
     ) -> None:
         rows = np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")]
         read = np.load(work_dir / "second-rows.npy")[: done(work_dir / "second.json")]
-        alone = np.sort(read[english[read] < 0])
+        alone = np.flatnonzero(english[read] < 0)  # rows of what the second teacher says, in the order of the texts
+        alone = alone[np.argsort(read[alone])]
         place = np.full(len(texts), -1, np.int64)
         place[rows] = np.arange(len(rows))
-        self.first_row = np.where(english >= 0, place[english], -1)
-        self.first_row[alone] = len(rows) + np.arange(len(alone))
+        self.row = np.where(english >= 0, place[english], -1)
+        self.row[read[alone]] = len(rows) + np.arange(len(alone))
         self.alone = len(alone)
-        self.second_row = self.first_row.copy()  # both teachers have read the English in the same order
-        self.second_row[read] = np.arange(len(read))
 
         self.space = Space.load(work_dir, hidden)
-        self.first = np.zeros((len(rows) + len(alone), hidden), np.float16)
-        teacher = np.load(work_dir / "teacher.npy")[: len(rows)].astype(np.float32)
-        teacher[single[rows]] = unit(teacher[single[rows]] - teacher[single[rows]].mean(0))
-        self.first[: len(rows)] = teacher @ self.space.first
-        second = np.load(work_dir / "second.npy", mmap_mode="r")
-        words = second[np.flatnonzero(single[read])].astype(np.float32).mean(0)
-        self.second = np.zeros((len(read), hidden), np.float16)
-        for i in range(0, len(read), CHUNK):
-            said = unit(second[i : i + CHUNK] - np.where(single[read[i : i + CHUNK], None], words, self.space.mean))
-            by_itself = english[read[i : i + CHUNK], None] < 0
-            self.second[i : i + CHUNK] = np.where(by_itself, said @ self.space.from_second, said @ self.space.second)
-        self.lexical = Lexical(texts.take(pa.array(np.arange(0, len(texts), 20))).to_pylist(), hidden)
+        self.said = np.zeros((len(rows) + len(alone), hidden), np.float16)
+        first = np.load(work_dir / "teacher.npy")[: len(rows)].astype(np.float32)
+        first[single[rows]] = unit(first[single[rows]] - first[single[rows]].mean(0))
+        self.said[: len(rows)] = unit(first @ self.space.first)
+        second = np.load(work_dir / "second.npy", mmap_mode="r")[alone].astype(np.float32)
+        words = single[read[alone]]
+        mean = second[words].mean(0) if words.any() else self.space.mean
+        second = unit(second - np.where(words[:, None], mean, self.space.mean))
+        self.said[len(rows) :] = unit(second @ self.space.second)
+        written = np.flatnonzero(~single)
+        self.lexical = Lexical(texts.take(pa.array(written)), langs[written], hidden)
         share = lexical or LEXICAL
         self.share = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
-        self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, hidden)
+        self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, langs, hidden)
 
-    def _spelling(self, path: Path, texts: pa.Array, hidden: int) -> np.ndarray:
+    def _spelling(self, path: Path, texts: pa.Array, langs: np.ndarray, hidden: int) -> np.ndarray:
         if not path.exists():
             out = np.zeros((len(texts), hidden), np.float16)
             for start in range(0, len(texts), 20000):
-                out[start : start + 20000] = self.lexical(texts[start : start + 20000].to_pylist())
+                part = slice(start, start + 20000)
+                out[part] = self.lexical(texts[part].to_pylist(), langs[part])
             temporary = path.with_suffix(".part.npy")
             np.save(temporary, out)
             temporary.replace(path)
@@ -125,5 +142,5 @@ class Targets:
 
     def __call__(self, rows: np.ndarray) -> torch.Tensor:
         """(rows, hidden), unit length."""
-        said = self.first[self.first_row[rows]].astype(np.float32) + self.second[self.second_row[rows]]
-        return torch.from_numpy(mixed(unit(said), self.spelling[rows].astype(np.float32), self.share[rows, None]))
+        said = self.said[self.row[rows]].astype(np.float32)
+        return torch.from_numpy(mixed(said, self.spelling[rows].astype(np.float32), self.share[rows, None]))

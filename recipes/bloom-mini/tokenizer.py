@@ -2,13 +2,13 @@
 
 BLOOM's conventions: ids 0 to 3 are <unk>, <s>, </s>, <pad>; byte-level, so nothing is unknown; padded on the right;
 split at letters, digits and punctuation. Ours also folds compatibility forms (NFKC), lower-cases and puts a space in
-front: at 31,744 entries, "Dog", "dog" and " dog" would otherwise cost three rows of the table. The post-processor
-appends </s>, whose state has read the whole sentence.
+front: "Dog", "dog" and " dog" would otherwise cost three rows of the table. The post-processor appends </s>, whose
+state has read the whole sentence.
 
-Each language gets a share of the training text (lists of words left out) proportional to its size to the power of
-0.55, times `FAVOUR`. The table of 31,744 rows costs 8.2 MB of the package and no time: a word that is one token need
-not be put together by the layers, and where content words fell to pieces the sentence's mean lost them (see
-`docs/ablations.md`).
+Each language gets a share of the training text proportional to its size to the power of 0.55, times `FAVOUR`. A row
+costs 131 bytes of the package (4 bits an entry) and no time: a word that is one token need not be put together by the
+layers, and where content words fall to pieces the sentence's mean loses them (see `docs/ablations.md`). So there are as
+many rows as the package has room for, and half of the text of favoured languages are single words.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ import pyarrow.parquet as pq
 from collect import FAVOUR
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
+from wordfreq import available_languages, get_frequency_dict
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+WORDS = set(available_languages()) - {"ja", "ko", "zh"}  # there wordfreq needs packages of their own to cut words
 SPLIT = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
@@ -66,10 +68,13 @@ def build(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def sample(table: pa.Table, characters: int, power: float, seed: int) -> tuple[list[str], dict[str, float]]:
-    """Sentences of `characters` in all; a language's share is FAVOUR times (its characters)**power.
+def sample(
+    table: pa.Table, characters: int, power: float, words: float, seed: int
+) -> tuple[list[str], dict[str, float]]:
+    """Text of `characters` in all; a language's share is FAVOUR times (its characters)**power.
 
-    Its text is repeated, up to three times, where it has too little.
+    Where it has too little its sentences are repeated, up to three times. In favoured languages `words` of the share
+    are single words, drawn as often as people use them (wordfreq): sentences of a few sources repeat their subjects.
     """
     by_lang: dict[str, list[str]] = defaultdict(list)
     for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
@@ -81,13 +86,19 @@ def sample(table: pa.Table, characters: int, power: float, seed: int) -> tuple[l
     share = {}
     for lang, texts in sorted(by_lang.items()):
         random.Random(seed).shuffle(texts)
-        budget = min(3 * size[lang], characters * wanted[lang] / total)
+        budget = characters * wanted[lang] / total
+        frequency = get_frequency_dict(lang) if FAVOUR.get(lang, 0) >= 0.5 and lang in WORDS else {}
         used = 0
         for text in texts * 3:
-            if used >= budget:
+            if used >= budget * (1 - words if frequency else 1):
                 break
             chosen.append(text)
             used += len(text)
+        if frequency:
+            count = int((budget - used) / sum(len(word) * f for word, f in frequency.items()))
+            drawn = random.Random(seed).choices([*frequency], [*frequency.values()], k=max(0, count))
+            chosen += drawn
+            used += sum(map(len, drawn))
         share[lang] = used
     return chosen, share
 
@@ -95,20 +106,21 @@ def sample(table: pa.Table, characters: int, power: float, seed: int) -> tuple[l
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
-    parser.add_argument("--vocabulary", type=int, default=31744)
+    parser.add_argument("--vocabulary", type=int, default=57344)
     parser.add_argument("--characters", type=int, default=30_000_000)
     parser.add_argument("--power", type=float, default=0.55)
+    parser.add_argument("--words", type=float, default=0.5, help="share of single words in favoured languages")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     table = pq.read_table(args.work_dir / "texts.parquet", columns=["text", "lang", "source"])
     table = table.filter(pc.not_equal(pc.cast(table["source"], pa.string()), "wordfreq"))
-    chosen, share = sample(table, args.characters, args.power, args.seed)
+    chosen, share = sample(table, args.characters, args.power, args.words, args.seed)
     tokenizer = build(chosen, args.vocabulary)
     tokenizer.save_pretrained(args.work_dir / "tokenizer")
     print({lang: round(n / 1e6, 2) for lang, n in sorted(share.items(), key=lambda item: -item[1])})
     print(f"{len(tokenizer)} entries from {sum(share.values()):,} characters of {len(share)} languages")
     langs = table["lang"].to_numpy()
-    for lang in ["en", "es", "fr", "pt", "zh", "ar", "hi", "vi", "id", "de", "ja", "ru", "ko", "tr"]:
+    for lang in [lang for lang, factor in FAVOUR.items() if factor >= 0.5]:
         rows = np.flatnonzero(langs == lang)
         texts = table["text"].take(rows[:: max(1, len(rows) // 1000)]).to_pylist()
         print(lang, f"{sum(map(len, tokenizer(texts)['input_ids'])) / max(1, len(texts)):.1f} tokens a sentence")

@@ -1,47 +1,40 @@
-"""Give layers that were trained already better token vectors, half and half with their own.
+"""Give layers that were trained already other token vectors, and other tokens, half and half with their own.
 
 `distil.py static` learns token vectors from ten times the sentences that layers can be shown in the same time, and
-`space.py --towards` has turned its space to that of the layers. So tokens that mostly serve languages which the second
-teacher reads, English excepted, become the mean of both models' vectors; `distil.py deep --start` goes on from there.
+`space.py --towards` has turned its space to that of the layers. So a token becomes the mean of both models' vectors;
+where the layers' tokenizer has no such token, its own pieces stand for it. English tokens that it has are kept.
+`distil.py deep --start` goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
-from collect import READ
-from corpus import tokenize
+from corpus import Counts
 from student import grow
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
 
 from lacos_st.bloom import LacosBloomModel
-
-
-def frequencies(work_dir: Path, vocabulary: int) -> dict[str, np.ndarray]:
-    """Of each language with 10,000 sentences, how often it uses each token; lists of words left out."""
-    ids, offsets = tokenize(work_dir)
-    table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "source"])
-    langs, sources = (pc.cast(table[name], pa.string()).to_numpy() for name in ("lang", "source"))
-    written = ~np.isin(sources, ["wordfreq", "freedict"])
-    found = {}
-    for lang in np.unique(langs):
-        rows = np.flatnonzero((langs == lang) & written)[:150_000]
-        if len(rows) >= 10_000:
-            pieces = np.concatenate([ids[offsets[row] : offsets[row + 1]] for row in rows])
-            found[str(lang)] = np.bincount(pieces, minlength=vocabulary) / len(pieces)
-    return found
 
 
 def standard(rows: torch.Tensor) -> torch.Tensor:
     """Mean 0 and variance 1, as the layer norm above the table makes them."""
     rows = rows - rows.mean(1, keepdim=True)
     return rows / rows.std(1, keepdim=True)
+
+
+def old_pieces(old: Tokenizer, new: Tokenizer) -> Iterator[list[int]]:
+    """For each of the new tokens the old ones that spell it."""
+    vocabulary = old.get_vocab()
+    for token, _ in sorted(new.get_vocab().items(), key=lambda item: item[1]):
+        whole = vocabulary.get(token)
+        yield [whole] if whole is not None else [piece.id for piece in old.model.tokenize(token)]
 
 
 def main() -> None:
@@ -54,19 +47,25 @@ def main() -> None:
     args = parser.parse_args()
     model = LacosBloomModel.from_pretrained(args.layers)
     static = grow(LacosBloomModel.from_pretrained(args.static), model.config.n_layer)
-    table = model.word_embeddings.weight.data
-    found = frequencies(args.work_dir, len(table))
-    english, others = found.pop("en"), np.stack(list(found.values()))
-    known = np.array([lang in READ for lang in found])[others.argmax(0)]
-    chosen = known & (english < args.english * (english + others.max(0)))
-    chosen[:4] = False  # <unk>, <s>, </s>, <pad>
-    chosen = torch.from_numpy(chosen)
-    mine, theirs = standard(table), standard(static.word_embeddings.weight.data)
-    table.copy_(torch.where(chosen[:, None], standard(mine + theirs), mine))
+    pieces = [AutoTokenizer.from_pretrained(path).backend_tokenizer for path in (args.layers, args.static)]
+    cut = [torch.tensor(ids) for ids in old_pieces(*pieces)]
+    table = standard(model.word_embeddings.weight.data)
+    mine = standard(torch.stack([table[ids].mean(0) for ids in cut]))
+    theirs = standard(static.word_embeddings.weight.data)
+    counts = Counts.load(args.work_dir, len(theirs))
+    frequency = counts.frequencies()[[counts.sentences[i] >= 10_000 for i in range(len(counts.langs))]]
+    langs = [lang for lang, n in zip(counts.langs, counts.sentences, strict=True) if n >= 10_000]
+    english = frequency[langs.index("en")]
+    others = np.delete(frequency, langs.index("en"), 0).max(0)
+    kept = torch.from_numpy(english >= args.english * (english + others))
+    kept &= torch.tensor([len(ids) == 1 for ids in cut])
+    kept[:4] = True  # <unk>, <s>, </s>, <pad>
+    model.resize_token_embeddings(len(theirs))
+    model.word_embeddings.weight.data.copy_(torch.where(kept[:, None], mine, standard(mine + theirs)))
     model.save_pretrained(args.output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(args.layers / name, args.output / name)
-    print(f"{int(chosen.sum()):,} of {len(table):,} token vectors replaced")
+        shutil.copyfile(args.static / name, args.output / name)
+    print(f"{int(kept.sum()):,} of {len(theirs):,} token vectors kept")
 
 
 if __name__ == "__main__":

@@ -4,35 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from transformers import BloomConfig
+from safetensors.torch import load_file, save_file
 
-from lacos_st.bloom import LacosBloomModel
-from lacos_st.embedded import ASSETS
+from lacos_st.embedded import unpack
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("output", type=Path)
     args = parser.parse_args()
-    source = ASSETS / "bloom-mini"
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    del config["quantization_config"], config["dtype"]
-    model = LacosBloomModel(BloomConfig(**config))
-    packed = load_file(source / "model.safetensors")
-    weights = {}
-    for name in model.state_dict():
-        weights[name] = packed[name].float()
-        if packed[name].dtype == torch.int8:  # a scale for each row, of 127
-            weights[name] *= packed[name.removesuffix("weight") + "SCB"].float()[:, None] / 127
-    model.load_state_dict(weights)
-    model.save_pretrained(args.output)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(source / name, args.output / name)
+    unpack("bloom-mini", args.output)
+    weights = load_file(args.output / "model.safetensors")
+    for name in [name for name, tensor in weights.items() if tensor.dtype == torch.int8]:
+        layer = name.removesuffix("weight")
+        weights[name] = weights[name] * (weights.pop(layer + "SCB") / 127)[:, None]  # a scale for each row, of 127
+        del weights[layer + "weight_format"]
+    save_file(weights, args.output / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((args.output / "config.json").read_text(encoding="utf-8"))
+    del config["quantization_config"]
+    (args.output / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

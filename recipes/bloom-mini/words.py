@@ -51,7 +51,7 @@ class Words(NamedTuple):
             temporary.replace(path)
         stored = np.load(path)
         states = np.load(work_dir / "words.npy", mmap_mode="r")
-        return cls(states, np.load(work_dir / "starts.npy"), stored["numbers"], stored["bounds"], space.from_first)
+        return cls(states, np.load(work_dir / "starts.npy"), stored["numbers"], stored["bounds"], space.first)
 
     def gather(self, sentences: np.ndarray, bounds: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Word targets of some sentences end to end, (words, hidden), and for each of their tokens its row, or -1.
