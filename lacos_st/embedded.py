@@ -83,7 +83,7 @@ def pack(directory: str | Path, output: str | Path) -> None:
         output: Directory to write; files of the same names in it are replaced.
 
     Raises:
-        LacosError: It is no BLOOM checkpoint, or lies in several files.
+        LacosError: It is no BLOOM checkpoint, lies in several files, or has entries that are no numbers.
     """
     source, target = Path(directory), Path(output)
     missing = [name for name in (*_SHARED, "model.safetensors") if not (source / name).is_file()]
@@ -95,6 +95,9 @@ def pack(directory: str | Path, output: str | Path) -> None:
     weights = {
         key.removeprefix("transformer."): tensor for key, tensor in load_file(source / "model.safetensors").items()
     }
+    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise LacosError(f"{broken[0]!r} in {str(source)!r} has entries that are infinite or no numbers.")
     packed: dict[str, Tensor] = {}
     for key, tensor in weights.items():
         layer = key.removesuffix(".weight")
@@ -116,6 +119,7 @@ def pack(directory: str | Path, output: str | Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     tokenizer = json.loads((source / _TOKENIZER).read_text(encoding="utf-8"))
     compact = json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":")).encode()
+    (target / _TOKENIZER).unlink(missing_ok=True)  # of an older packing
     (target / f"{_TOKENIZER}.gz").write_bytes(gzip.compress(compact, mtime=0))
     shutil.copyfile(source / "tokenizer_config.json", target / "tokenizer_config.json")
     (target / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The embedding table on disk: 4 bits an entry.
+"""The embedded base's table in the package: 4 bits an entry.
 
-In memory a table is int8 (`embedding_table.py`), and half of that costs a small model hardly anything: a sentence is a
-mean over tokens, which averages their rounding out. With it twice as many words fit into the same file, and a word
+In memory a table is int8 (`embedding_table.py`). Half of those bits cost a small model hardly anything: a sentence is a
+mean over tokens, which averages their rounding out. Without them twice as many words fit into the same file, and a word
 that is one token is worth more than its last four bits.
 
 An entry, divided by its row's root mean square, becomes the nearest of 16 levels, which are fitted to the table (Lloyd
@@ -23,7 +23,7 @@ def fit_levels(entries: Tensor) -> Tensor:
     """Fit the levels that make the least squared error: Lloyd's algorithm in one dimension.
 
     Args:
-        entries: Any number of values, any shape; a sample is taken from many.
+        entries: At least one value, any shape.
 
     Returns:
         (16,) fp32, ascending.
@@ -32,7 +32,7 @@ def fit_levels(entries: Tensor) -> Tensor:
         >>> fit_levels(torch.arange(16.0).repeat(4)).tolist()[:4]
         [0.0, 1.0, 2.0, 3.0]
     """
-    sample = entries.flatten()[:: max(1, entries.numel() // _SAMPLE)].double().sort().values
+    sample = entries.flatten().double().sort().values
     levels = sample[torch.linspace(0, len(sample) - 1, LEVELS).round().long()]
     for _ in range(_ROUNDS):
         nearest = torch.bucketize(sample, (levels[1:] + levels[:-1]) / 2)
@@ -67,15 +67,16 @@ def pack_table(table: Tensor, fine: Tensor) -> dict[str, Tensor]:
 
     Args:
         table: (V, H) floating.
-        fine: (H,) bool, the columns that keep 8 bits.
+        fine: (H,) bool, the columns that keep 8 bits: not all of them.
 
     Returns:
         ``codes`` (V, ceil((H - F) / 2)) uint8, two entries a byte, the first in the low half; ``levels`` (16,);
-        ``scale`` (V,) fp16; ``fine`` (V, F) int8; ``fine_scale`` (F,), the value of 127.
+        ``scale`` (V,) bf16; ``fine`` (V, F) int8; ``fine_scale`` (F,), the value of 127.
     """
     table = table.float()
     coarse, kept = table[:, ~fine], table[:, fine]
-    levels = fit_levels(_ratio(coarse))
+    rows = -(-_SAMPLE // coarse.shape[1])
+    levels = fit_levels(_ratio(coarse[:: -(-len(coarse) // rows)]))
     nearest, scale = round_rows(coarse, levels)
     if nearest.shape[1] % 2:
         nearest = torch.nn.functional.pad(nearest, (0, 1))
@@ -83,7 +84,7 @@ def pack_table(table: Tensor, fine: Tensor) -> dict[str, Tensor]:
     return {
         "codes": (nearest[:, ::2] + LEVELS * nearest[:, 1::2]).to(torch.uint8),
         "levels": levels,
-        "scale": scale.half(),
+        "scale": scale.bfloat16(),
         "fine": (kept * (127 / fine_scale.clamp_min(1e-20))).round().to(torch.int8),
         "fine_scale": fine_scale,
     }
@@ -105,9 +106,11 @@ def unpack_table(packed: dict[str, Tensor], fine: Tensor) -> Tensor:
         >>> unpack_table(pack_table(table, fine), fine)[:, :3].tolist()
         [[1.0, -1.0, 1.0], [-2.0, 2.0, 2.0]]
     """
-    codes = packed["codes"].long()
-    nearest = torch.stack([codes % LEVELS, codes // LEVELS], 2).flatten(1)
+    codes, scale, columns = packed["codes"], packed["scale"].float(), int((~fine).sum())
     table = torch.empty(len(codes), len(fine))
-    table[:, ~fine] = packed["levels"][nearest[:, : int((~fine).sum())]] * packed["scale"].float()[:, None]
+    for start in range(0, len(codes), 8192):  # bounded scratch memory
+        part = slice(start, start + 8192)
+        nearest = torch.stack([codes[part] % LEVELS, codes[part] // LEVELS], 2).flatten(1)[:, :columns]
+        table[part, ~fine] = packed["levels"][nearest.long()] * scale[part, None]
     table[:, fine] = packed["fine"] * (packed["fine_scale"] / 127)
     return table

@@ -1,4 +1,4 @@
-"""The embedded models: packed bytes are the unpacked model's bytes, unpacking is atomic, samples are readable."""
+"""The embedded models: the package holds what is unpacked, unpacking is atomic, samples are readable."""
 
 import gzip
 import json
@@ -16,6 +16,7 @@ from transformers import AutoTokenizer, BloomConfig, BloomModel
 from lacos_st import embedded
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
+from lacos_st.packed_table import unpack_table
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,9 @@ def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know(base):
 def test_packed_and_unpacked_hold_the_same_layers(base):
     packed = load_file(embedded.ASSETS / "bloom-mini" / "model.safetensors")
     unpacked = load_file(base / "model.safetensors")
-    for key in unpacked:
-        if key != "word_embeddings.weight":
-            assert torch.equal(unpacked[key], packed[key]), key
+    assert unpacked.keys() - packed.keys() == {"word_embeddings.weight"}
+    for key in unpacked.keys() & packed.keys():
+        assert torch.equal(unpacked[key], packed[key]), key
 
 
 def test_pack_rounds_layers_by_less_than_half_a_step_and_the_table_to_16_levels(base, tmp_path):
@@ -66,7 +67,10 @@ def test_pack_rounds_layers_by_less_than_half_a_step_and_the_table_to_16_levels(
     error = (packed[f"{name}.weight"] * step - model.get_parameter(f"{name}.weight")).abs()
     assert (error <= step * 0.501).all()
     assert packed["word_embeddings.codes"].shape == (64, 15)
-    assert packed["word_embeddings.fine"].shape == (64, 2)
+    table = {key.rpartition(".")[2]: packed[key] for key in packed if key.startswith("word_embeddings.")}
+    error = unpack_table(table, model.ln_f.weight == 0) - model.word_embeddings.weight
+    assert error.square().mean() < 0.02 * model.word_embeddings.weight.square().mean()
+    assert (error[:, -2:].abs() <= table["fine_scale"] / 127 * 0.501).all()
     assert gzip.decompress((tmp_path / "packed" / "tokenizer.json.gz").read_bytes())[:1] == b"{"
 
 
@@ -77,6 +81,10 @@ def test_pack_names_what_is_missing_and_what_is_no_bloom(tmp_path):
         (tmp_path / name).write_text("{}")
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(LacosError, match="'bert'"):
+        embedded.pack(tmp_path, tmp_path / "out")
+    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
+    save_file({"transformer.ln_f.bias": torch.tensor([0.0, torch.nan])}, tmp_path / "model.safetensors")
+    with pytest.raises(LacosError, match=r"'ln_f\.bias'.*no numbers"):
         embedded.pack(tmp_path, tmp_path / "out")
 
 

@@ -34,6 +34,10 @@ def test_each_entry_takes_its_nearest_level_and_fine_columns_half_a_step(rows, c
     nearest = (ratio[..., None] - packed["levels"]).abs().amin(2)
     taken = (ratio - packed["levels"][_codes(packed, coarse)]).abs()
     torch.testing.assert_close(taken, nearest)
+    codes, scale = packed["levels"][_codes(packed, coarse)], packed["scale"].float()[:, None]
+    torch.testing.assert_close(restored[:, ~mask], codes * scale)
+    best = (codes * table[:, ~mask]).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True)
+    torch.testing.assert_close(scale, best, rtol=2**-8, atol=0)
     step = packed["fine_scale"] / 127
     assert ((restored[:, mask] - table[:, mask]).abs() <= step * 0.5001).all()
 
@@ -49,6 +53,6 @@ def test_a_row_of_zeros_stays_so():
     assert unpack_table(pack_table(table, none), none)[0].tolist() == [0.0] * 4
 
 
-@pytest.mark.parametrize("values", [torch.ones(5), torch.tensor([3.0])])
+@pytest.mark.parametrize("values", [torch.ones(5), torch.tensor([3.0]), torch.tensor([1.0, 1.0, 5.0, -2.0])])
 def test_levels_of_few_values_are_those_values(values):
     assert set(fit_levels(values).tolist()) == set(values.tolist())

@@ -80,6 +80,8 @@ FAVOUR = {
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
     "sw": 0.2,
 }  # fmt: skip
+SINGLE_WORDS = ["freedict", "wordfreq"]  # sources of words, not of sentences
+NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses"]  # sources that do not show how often a language uses a word
 READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 """The languages that the second teacher reads (`second_teacher.py`)."""
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set

@@ -8,20 +8,20 @@ Batch k of a run depends on (seed, k) alone, so that a resumed run sees what an 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from collect import FAVOUR
+from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
 from targets import Targets
 from teach import MAX_TOKENS, done
 from transformers import AutoTokenizer
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 3  # languages beside English in a batch
-NOT_WRITTEN = ["freedict", "freedict-glosses", "wordfreq"]
 
 
 class Batch(NamedTuple):
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
     targets: torch.Tensor  # (sentences, hidden) unit length
-    loudness: torch.Tensor  # (tokens,) rarity of each in its language; 0 in English and single words
+    loudness: torch.Tensor  # (tokens,) squared rarity of each in its language; 0 in English and single words
     english: np.ndarray  # (English sentences,) rows of `english.npy`
     sizes: list[int]  # sentences of each language
 
@@ -63,9 +63,10 @@ class Counts(NamedTuple):
     tokens: np.ndarray  # (languages, vocabulary)
 
     @classmethod
-    def load(cls, work_dir: Path, vocabulary: int) -> Counts:
+    def load(cls, work_dir: Path) -> Counts:
         """Of every language with a thousand sentences."""
         ids, offsets = tokenize(work_dir)
+        vocabulary = len(AutoTokenizer.from_pretrained(work_dir / "tokenizer"))
         table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "source"])
         langs, sources = table["lang"].to_numpy(), table["source"].to_numpy()
         written = ~np.isin(sources, NOT_WRITTEN)
@@ -77,6 +78,12 @@ class Counts(NamedTuple):
         counts = np.bincount(found[each >= 0], minlength=len(names) * vocabulary).reshape(len(names), vocabulary)
         enough = sentences >= 1000
         return cls([str(name) for name in names[enough]], sentences[enough], counts[enough])
+
+    def of(self, langs: Iterable[str], sentences: int = 10_000) -> Counts:
+        """Those of some languages, with enough sentences to tell a rare token from one that is missing by accident."""
+        chosen = np.isin(self.langs, [*langs]) & (self.sentences >= sentences)
+        langs = [lang for lang, kept in zip(self.langs, chosen, strict=True) if kept]
+        return Counts(langs, self.sentences[chosen], self.tokens[chosen])
 
     def frequencies(self) -> np.ndarray:
         """(languages, vocabulary) share of a language's tokens."""
@@ -162,7 +169,6 @@ class Corpus:
 
     Args:
         work_dir: The stages' folder.
-        vocabulary: Number of tokens.
         hidden: Size of the targets.
         longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
@@ -179,7 +185,6 @@ class Corpus:
     def __init__(
         self,
         work_dir: Path,
-        vocabulary: int,
         hidden: int,
         longest: int = 48,
         english: float = 0.5,
@@ -190,13 +195,13 @@ class Corpus:
         singles: float = 0.0,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
-        self.table, self.run = work_dir / "texts.parquet", run
-        table = pq.read_table(self.table, columns=["lang", "english", "text", "source"])
+        self.run = run
+        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "english", "text", "source"])
         langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
         source = table["source"].combine_chunks().dictionary_encode()
         names = np.array(source.dictionary.to_pylist())[source.indices.to_numpy()]
-        single = np.isin(names, ["freedict", "wordfreq"])
-        self.targets = Targets(work_dir, hidden, texts, langs, table["english"].to_numpy(), single, lexical)
+        single, written = np.isin(names, SINGLE_WORDS), ~np.isin(names, NOT_WRITTEN)
+        self.targets = Targets(work_dir, hidden, texts, langs, table["english"].to_numpy(), single, written, lexical)
         langs = np.where(names == "wordfreq", SINGLES, langs)
         row = self.targets.row
         usable = np.flatnonzero((row >= 0) & (np.diff(self.offsets) <= longest))
@@ -211,9 +216,10 @@ class Corpus:
         rest = (1 - singles) * (1 - english) / sum(size.values())
         self.share = {"en": (1 - singles) * english, **{lang: rest * n for lang, n in size.items()}}
         self.singles = singles
-        self.counts = Counts.load(work_dir, vocabulary)
-        self.rarity = dict(zip(self.counts.langs, self.counts.rarity(), strict=True))
-        self.rarity["en"] = self.rarity[SINGLES] = np.zeros(vocabulary, np.float32)
+        self.counts = Counts.load(work_dir)
+        known = dict(zip(self.counts.langs, self.counts.rarity() ** 2, strict=True))
+        unknown = np.zeros(self.counts.tokens.shape[1], np.float32)
+        self.loudness = {lang: unknown if lang == "en" else known.get(lang, unknown) for lang in self.pools}
         self.reach = {}
         for lang, pool in self.pools.items():
             kind = source.indices.to_numpy()[pool[: len(pool) - run + 1]]
@@ -250,5 +256,5 @@ class Corpus:
         ids, bounds = self.gather(rows)
         lengths = bounds[np.cumsum(sizes)].diff(prepend=bounds[:1]).tolist()
         parts = zip(drawn, ids.split(lengths), strict=True)
-        loudness = torch.from_numpy(np.concatenate([self.rarity[lang][part] for lang, part in parts]))
+        loudness = torch.from_numpy(np.concatenate([self.loudness[lang][part] for lang, part in parts]))
         return Batch(ids, bounds, self.targets(rows), loudness, english, sizes)

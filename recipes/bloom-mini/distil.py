@@ -5,12 +5,12 @@
    25,000 sentences a second.
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on.
 
-The loss draws a sentence to what the teachers say of it (`targets.py`; 1 - cosine), and the batch's cosine matrix to
-theirs (mean squared difference, times --matrix), within each language once more, and within runs of similar sentences
-(times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
-word to what the teacher says of it there, which is what layers learn to use a context from; with --loudness each
-token's share in a sentence, outside English, to its rarity in that language. Training is in the space that is compared
-at the end: there is no projection head to throw away.
+The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to theirs (mean squared
+difference, times --matrix), within each language once more, and within runs of similar sentences (times --near): which
+of two near pairs is nearer is what STS asks. With --words it also draws each English word to what the teacher says of
+it there, which is what layers learn to use a context from; with --loudness each token's share in a sentence, outside
+English, to its squared rarity in that language; with --round the table is read as 4 bits will have it. Training is in
+the space that is compared at the end: there is no projection head to throw away.
 
 A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
 share a step, each with its own sentences; on busy cores two processes of one thread beat one process of two.
@@ -59,10 +59,11 @@ def token_vectors(tokenizer: PreTrainedTokenizerBase, corpus: Corpus, work_dir: 
 def audible(counts: Counts) -> np.ndarray:
     """(vocabulary,) in (0, 1]: how loudly a token begins to speak, by its rarity where it is most frequent.
 
-    In languages that count: in others a piece of a word may be frequent by accident.
+    In languages that count: in others a piece of a word may be frequent by accident. None is silent altogether, or it
+    would have no gradient.
     """
-    favoured = [FAVOUR.get(lang, 0) >= 0.5 for lang in counts.langs]
-    return np.clip(counts.rarity()[favoured].min(0) / 10, 0.03, 1)
+    rarity = counts.of(lang for lang, factor in FAVOUR.items() if factor >= 0.5).rarity().min(0)
+    return np.maximum(rarity / rarity.max(), 0.03)
 
 
 def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run: int) -> torch.Tensor:
@@ -76,7 +77,9 @@ def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run
 
 
 def loudness_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Relative entropy, in nats, of each token's share in its sentence's mean to its share of the sentence's rarity.
+    """Relative entropy, in nats, of each token's share in its sentence's mean to the share that it should have.
+
+    Mean over the sentences that have one: English and single words do not.
 
     A student that cannot fit its targets lets frequent words say what all of them have in common. That lowers the
     error and drowns what tells sentences apart.
@@ -89,7 +92,8 @@ def loudness_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
         return loudness / total.clamp_min(1e-6)[sentence]
 
     wanted, found = share(batch.loudness), share(said.norm(dim=1))
-    return (torch.xlogy(wanted, wanted) - wanted * found.clamp_min(1e-6).log()).sum() / len(lengths)
+    entropy = torch.xlogy(wanted, wanted) - wanted * found.clamp_min(1e-6).log()
+    return entropy.sum() / max(1, len(sentence[wanted > 0].unique()))
 
 
 def word_loss(said: torch.Tensor, targets: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -143,15 +147,13 @@ def main() -> None:
     lexical = {None if k == "*" else k: float(v) for k, v in (item.split("=") for item in args.lexical or [])}
     corpus = Corpus(
         args.work_dir,
-        len(tokenizer),
         args.hidden,
-        args.longest,
-        args.english,
-        0.5,
-        favour,
-        lexical,
-        args.run,
-        args.singles,
+        longest=args.longest,
+        english=args.english,
+        favour=favour,
+        lexical=lexical,
+        run=args.run,
+        singles=args.singles,
     )
     words = Words.load(args.work_dir, corpus.targets.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)

@@ -33,7 +33,7 @@ def main() -> None:
     model = LacosBloomModel.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     hidden = model.config.hidden_size
-    corpus = Corpus(args.work_dir, len(tokenizer), hidden)
+    corpus = Corpus(args.work_dir, hidden)
     table = pq.read_table(args.work_dir / "texts.parquet", columns=["text", "source"])
     texts, sources = table["text"].combine_chunks(), np.array(table["source"].to_pylist())
     cosines = {}
@@ -46,7 +46,7 @@ def main() -> None:
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
     said = corpus.targets.space.target(taught(*load_teacher(), unseen)[0])
-    target = mixed(said, corpus.targets.lexical(unseen), LEXICAL["en"])
+    target = mixed(said, corpus.targets.lexical(unseen, np.full(len(unseen), "en")), LEXICAL["en"])
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

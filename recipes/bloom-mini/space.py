@@ -2,9 +2,9 @@
 
 The first teacher (384 dimensions) reads English. What the second says (512, fifteen languages; less its mean, which all
 sentences share) is translated into the first one's terms by least squares over English sentences that both have read.
-It speaks only where there is no English to read: of single words, and of sentences without a translation.
+It speaks only where there is no English to read: of frequent words, and of sentences without a translation.
 
-    target = first @ space.first, or else centred(second) @ space.second
+    target = first @ space.first, or else unit(second - space.mean) @ space.second
 
 The last two dimensions are 0: the student puts there what a token should not say (see `student.py`).
 
@@ -38,7 +38,8 @@ def sample(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """What both teachers say of the same English sentences: they have read them in the same order."""
     count = min(SAMPLE, done(work_dir / "teacher.json"), done(work_dir / "second.json"))
     first, second = (np.load(work_dir / name, mmap_mode="r")[:count] for name in ("teacher.npy", "second.npy"))
-    count = min(len(first), len(second))
+    read, english = (np.load(work_dir / name)[: len(second)] for name in ("second-rows.npy", "english.npy"))
+    count = min(len(first), int(np.argmin(np.append(read == english[: len(read)], False))))
     return first[:count].astype(np.float32), second[:count].astype(np.float32)
 
 
@@ -60,7 +61,7 @@ class Space(NamedTuple):
         turn = vectors[:, ::-1][:, : hidden - 2]
         if (path := work_dir / "turn.npy").exists():
             turn = turn @ np.load(path)
-        turn = np.pad(turn, ((0, 0), (0, 2))).astype(np.float32)
+        turn = np.pad(turn, ((0, 0), (0, hidden - turn.shape[1]))).astype(np.float32)
         return cls(mean, turn, regression(unit(second - mean), first) @ turn)
 
     def target(self, first: np.ndarray) -> np.ndarray:

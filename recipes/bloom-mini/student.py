@@ -80,11 +80,11 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
 class Rounding:
     """The table's rows as 4 bits will have them (`lacos_st/packed_table.py`), for layers to get used to.
 
-    Gradients pass as if nothing had been rounded (Bengio et al., 2013). The levels stay what they are at the start.
+    Gradients pass as if nothing had been rounded (Bengio et al., 2013). Levels are fitted when a run starts or goes on.
     """
 
     def __init__(self, model: BloomModel) -> None:
-        self.coarse = model.ln_f.weight.detach() != 0
+        self.coarse = model.ln_f.weight.detach().half() != 0
         self.levels = pack_table(model.word_embeddings.weight.detach(), ~self.coarse)["levels"]
 
     def __call__(self, rows: Tensor) -> Tensor:

@@ -37,13 +37,16 @@ class Lexical:
     How rare an n-gram is depends on the language: "het" is rare among all sentences, and yet says little.
 
     Args:
-        texts: Sentences to count in, at most 20,000 of each language.
+        texts: All texts.
         langs: Their languages.
+        written: Which of them to count in, at most 20,000 of each language.
         hidden: Size of the vectors; the last two dimensions stay 0.
         buckets: N-grams are hashed into so many.
     """
 
-    def __init__(self, texts: pa.Array, langs: np.ndarray, hidden: int, buckets: int = 2**17) -> None:
+    def __init__(
+        self, texts: pa.Array, langs: np.ndarray, written: np.ndarray, hidden: int, buckets: int = 2**17
+    ) -> None:
         self.hashing = HashingVectorizer(
             analyzer="char_wb",
             ngram_range=(2, 4),
@@ -52,26 +55,34 @@ class Lexical:
             norm=None,
             dtype=np.float32,
         )
-        self.langs = np.unique(langs)
-        self.idf = np.zeros((len(self.langs), buckets), np.float32)
-        for i, lang in enumerate(self.langs):
-            rows = np.flatnonzero(langs == lang)
+        self.place = {lang: i for i, lang in enumerate(np.unique(langs[written]))}
+        self.idf = np.zeros((len(self.place) + 1, buckets), np.float32)
+        large = []
+        for lang, i in self.place.items():
+            rows = np.flatnonzero(written & (langs == lang))
             rows = rows[:: -(-len(rows) // 20_000)]
             seen = (self.hashing.transform(texts.take(pa.array(rows)).to_pylist()) > 0).sum(0)
             self.idf[i] = np.log((1 + len(rows)) / (1 + np.asarray(seen).ravel()))
+            if len(rows) >= 10_000:  # in a small language what is missing is not rare
+                large.append(i)
+        self.idf[-1] = self.idf[large or slice(None, -1)].min(0)
         self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
         self.random[:, -2:] = 0
 
     def __call__(self, texts: list[str], langs: np.ndarray | None = None) -> np.ndarray:
-        """(texts, hidden), unit length; without languages an n-gram is as frequent as in that which uses it most."""
+        """(texts, hidden), unit length; without a language an n-gram is as frequent as in that which uses it most."""
         counts = self.hashing.transform(texts)
-        if langs is None:
-            idf = self.idf.min(0)[counts.indices]
-        else:
-            lang = np.repeat(np.searchsorted(self.langs, langs), np.diff(counts.indptr))
-            idf = self.idf[lang, counts.indices]
-        counts.data = (1 + np.log(counts.data)) * idf
+        place = [self.place.get(lang, -1) for lang in (langs if langs is not None else [None] * len(texts))]
+        counts.data = (1 + np.log(counts.data)) * self.idf[np.repeat(place, np.diff(counts.indptr)), counts.indices]
         return unit(counts @ self.random)
+
+
+def words_centred(said: np.ndarray, words: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Unit rows, fp32, less their mean: that of the words among them for words, the one given for sentences."""
+    said = said.astype(np.float32)
+    if words.any():
+        mean = np.where(words[:, None], said[words].mean(0), mean)
+    return unit(said - mean)
 
 
 class Targets:
@@ -85,6 +96,7 @@ class Targets:
         english: Row of each one's English translation, or -1.
         single: Which of them are single words. They lie to one side of what a teacher says of sentences, and would
             draw all their tokens there: their own mean is taken off.
+        written: Which of them show how often a language uses a word.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
 
     Attributes:
@@ -101,6 +113,7 @@ class Targets:
         langs: np.ndarray,
         english: np.ndarray,
         single: np.ndarray,
+        written: np.ndarray,
         lexical: dict[str | None, float] | None = None,
     ) -> None:
         rows = np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")]
@@ -115,16 +128,12 @@ class Targets:
 
         self.space = Space.load(work_dir, hidden)
         self.said = np.zeros((len(rows) + len(alone), hidden), np.float16)
-        first = np.load(work_dir / "teacher.npy")[: len(rows)].astype(np.float32)
-        first[single[rows]] = unit(first[single[rows]] - first[single[rows]].mean(0))
-        self.said[: len(rows)] = unit(first @ self.space.first)
-        second = np.load(work_dir / "second.npy", mmap_mode="r")[alone].astype(np.float32)
-        words = single[read[alone]]
-        mean = second[words].mean(0) if words.any() else self.space.mean
-        second = unit(second - np.where(words[:, None], mean, self.space.mean))
+        first = np.load(work_dir / "teacher.npy")[: len(rows)]
+        self.said[: len(rows)] = self.space.target(words_centred(first, single[rows], np.zeros(first.shape[1])))
+        second = np.load(work_dir / "second.npy", mmap_mode="r")[alone]
+        second = words_centred(second, single[read[alone]], self.space.mean)
         self.said[len(rows) :] = unit(second @ self.space.second)
-        written = np.flatnonzero(~single)
-        self.lexical = Lexical(texts.take(pa.array(written)), langs[written], hidden)
+        self.lexical = Lexical(texts, langs, written, hidden)
         share = lexical or LEXICAL
         self.share = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
         self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, langs, hidden)

@@ -8,7 +8,7 @@ state has read the whole sentence.
 Each language gets a share of the training text proportional to its size to the power of 0.55, times `FAVOUR`. A row
 costs 131 bytes of the package (4 bits an entry) and no time: a word that is one token need not be put together by the
 layers, and where content words fall to pieces the sentence's mean loses them (see `docs/ablations.md`). So there are as
-many rows as the package has room for, and half of the text of favoured languages are single words.
+many rows as the package has room for, and half of the text of most favoured languages are single words.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ import pyarrow.parquet as pq
 from collect import FAVOUR
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-from wordfreq import available_languages, get_frequency_dict
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
-WORDS = set(available_languages()) - {"ja", "ko", "zh"}  # there wordfreq needs packages of their own to cut words
 SPLIT = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
@@ -75,7 +73,11 @@ def sample(
 
     Where it has too little its sentences are repeated, up to three times. In favoured languages `words` of the share
     are single words, drawn as often as people use them (wordfreq): sentences of a few sources repeat their subjects.
+    Not where words are written together, or carry endings that are words themselves.
     """
+    from wordfreq import available_languages, get_frequency_dict
+
+    worded = {lang for lang in available_languages() if FAVOUR.get(lang, 0) >= 0.5 and lang not in ("ja", "ko", "zh")}
     by_lang: dict[str, list[str]] = defaultdict(list)
     for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
         by_lang[lang].append(text)
@@ -87,7 +89,7 @@ def sample(
     for lang, texts in sorted(by_lang.items()):
         random.Random(seed).shuffle(texts)
         budget = characters * wanted[lang] / total
-        frequency = get_frequency_dict(lang) if FAVOUR.get(lang, 0) >= 0.5 and lang in WORDS else {}
+        frequency = get_frequency_dict(lang) if lang in worded else {}
         used = 0
         for text in texts * 3:
             if used >= budget * (1 - words if frequency else 1):
@@ -120,7 +122,7 @@ def main() -> None:
     print({lang: round(n / 1e6, 2) for lang, n in sorted(share.items(), key=lambda item: -item[1])})
     print(f"{len(tokenizer)} entries from {sum(share.values()):,} characters of {len(share)} languages")
     langs = table["lang"].to_numpy()
-    for lang in [lang for lang, factor in FAVOUR.items() if factor >= 0.5]:
+    for lang in [lang for lang, factor in FAVOUR.items() if factor >= 0.5 and lang in share]:
         rows = np.flatnonzero(langs == lang)
         texts = table["text"].take(rows[:: max(1, len(rows) // 1000)]).to_pylist()
         print(lang, f"{sum(map(len, tokenizer(texts)['input_ids'])) / max(1, len(texts)):.1f} tokens a sentence")

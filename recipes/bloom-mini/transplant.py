@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from corpus import Counts
 from student import grow
@@ -52,15 +51,13 @@ def main() -> None:
     table = standard(model.word_embeddings.weight.data)
     mine = standard(torch.stack([table[ids].mean(0) for ids in cut]))
     theirs = standard(static.word_embeddings.weight.data)
-    counts = Counts.load(args.work_dir, len(theirs))
-    frequency = counts.frequencies()[[counts.sentences[i] >= 10_000 for i in range(len(counts.langs))]]
-    langs = [lang for lang, n in zip(counts.langs, counts.sentences, strict=True) if n >= 10_000]
-    english = frequency[langs.index("en")]
-    others = np.delete(frequency, langs.index("en"), 0).max(0)
+    counts = Counts.load(args.work_dir)
+    english = counts.of(["en"]).frequencies()[0]
+    others = counts.of(lang for lang in counts.langs if lang != "en").frequencies().max(0)
     kept = torch.from_numpy(english >= args.english * (english + others))
     kept &= torch.tensor([len(ids) == 1 for ids in cut])
     kept[:4] = True  # <unk>, <s>, </s>, <pad>
-    model.resize_token_embeddings(len(theirs))
+    model.resize_token_embeddings(len(theirs), mean_resizing=False)
     model.word_embeddings.weight.data.copy_(torch.where(kept[:, None], mine, standard(mine + theirs)))
     model.save_pretrained(args.output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
