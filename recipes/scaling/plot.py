@@ -269,7 +269,9 @@ def main() -> None:
         text += grid.markdown()
         save(grid.figure(), args.to / "scaling")
     if by_table["ablations"]:
-        text += "\n## Ablations on bloom-mini, development sets\n\n" + ablation_markdown(by_table["ablations"])
+        text += "\n## Ablations on the largest base with the most text, development sets\n\n" + ablation_markdown(
+            by_table["ablations"]
+        )
         save(ablation_figure(by_table["ablations"]), args.to / "scaling-ablations")
     with atomic(args.to / "scaling.md") as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ can be killed and repeated, and processes given different --seeds share the work
   last step counts, nothing is chosen by its score. Scores are of test sets. One seed stands for a base's weights, its
   order of text, the draw of triplets and LACoS. Mean pooling, LoRA on all linear layers and its rate were chosen on
   development sets: such small models need more of an adapter than `LacosConfig`'s defaults give.
-* `ablations`: LACoS on the embedded bloom-mini with one setting changed at a time; scores are of development sets.
+* `ablations`: LACoS on the largest of those bases with one setting changed at a time; scores are of development sets.
 
 A score is Spearman's correlation x 100 of the cosine with the annotators. `score` embeds each distinct sentence of
 all sets once and needs no MTEB; `lacos_st.evaluate` gives the same figures to 0.02.
@@ -34,7 +34,6 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosConfig, LacosSentenceTransformer, train
-from lacos_st.assembly import EMBEDDING_RATE
 from lacos_st.embedded import sample_path
 from lacos_st.files import write_json
 from lacos_st.local_sets import read_pairs
@@ -58,11 +57,11 @@ DEV = {
 ALL_LINEAR = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 GRID_RATE, GRID_SCALE = 5e-3, 40.0
 PROMPT_EOL = 'This sentence : "{text}" means in one word:"'
-VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the reference: LacosConfig's defaults, mean pooling
+VARIANTS: dict[str, dict[str, Any]] = {  # what differs from the reference: the grid's settings
     "reference": {},
     "rank 4": {"lora_rank": 4, "lora_alpha": 8},
     "rank 64": {"lora_rank": 64, "lora_alpha": 128},
-    "all linear layers": {"lora_targets": ALL_LINEAR},
+    "query_key_value alone": {"lora_targets": ALL_LINEAR[:1]},
     "pooling: weightedmean": {"pooling": "weightedmean"},
     "pooling: lasttoken": {"pooling": "lasttoken"},
     "PromptEOL template": {"template": PROMPT_EOL},
@@ -110,50 +109,42 @@ class Cell:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def settings(plan: Plan, triplets: Path, seed: int) -> dict[str, Any]:
+    """Of the grid, and of the ablations' reference."""
+    return {
+        "pooling": "mean",
+        "lora_targets": ALL_LINEAR,
+        "learning_rate": GRID_RATE,
+        "scale": GRID_SCALE,
+        "batch_size": 32,
+        "train_data": [str(triplets)],
+        "eval_data": [str(sample_path("nli-dev"))],
+        "max_steps": plan.steps,
+        "seed": seed,
+    }
+
+
 def grid(plan: Plan, folder: Path, triplets: Path) -> Iterator[Cell]:
     """Cells of the grid: each base before LACoS, then all bases with an amount of triplets, then the next amount."""
     axes = list(product(plan.amounts, plan.sizes, plan.seeds))
     for labelled in ("base", *plan.labelled):
         for amount, size, seed in axes:
             base = base_path(folder, size, amount, seed)
-            settings = {
-                "pooling": "mean",
-                "lora_targets": ALL_LINEAR,
-                "learning_rate": GRID_RATE,
-                "scale": GRID_SCALE,
-                "batch_size": 32,
-                "train_data": [str(triplets)],
-                "eval_data": [str(sample_path("nli-dev"))],
-                "max_rows": labelled,
-                "max_steps": plan.steps,
-                "seed": seed,
-            }
+            trained = None if labelled == "base" else {**settings(plan, triplets, seed), "max_rows": labelled}
             facts = {"size": size, "unlabelled": amount, "seed": seed}
-            name = f"grid-{base.name}-{labelled or 'all'}"
-            yield Cell("grid", name, str(base), TEST, None if labelled == "base" else settings, facts)
+            yield Cell("grid", f"grid-{base.name}-{labelled or 'all'}", str(base), TEST, trained, facts)
 
 
-def ablations(plan: Plan, triplets: Path, float_base: Path | None) -> Iterator[Cell]:
-    """Cells of the ablations; the embedded base exists in 8 bits only, so full precision needs the one it came from."""
-    facts = {"variant": "before LACoS", "seed": 0}
-    yield Cell("ablations", "ablations-base", "bloom-mini", DEV, None, facts)
+def ablations(plan: Plan, folder: Path, triplets: Path) -> Iterator[Cell]:
+    """Cells of the ablations: the base before LACoS, and each variant, on the base of every seed."""
     for seed in plan.seeds:
+        base = str(base_path(folder, plan.sizes[-1], plan.amounts[-1], seed))
+        facts = {"variant": "before LACoS", "seed": seed}
+        yield Cell("ablations", f"ablations-base-s{seed}", base, DEV, None, facts)
         for variant, changed in VARIANTS.items():
-            in_float = changed.get("quantization") == "none"
-            if in_float and float_base is None:
-                continue
-            settings = {
-                "pooling": "mean",
-                "learning_rate": EMBEDDING_RATE,  # for the base in full precision, a plain checkpoint, too
-                "train_data": [str(triplets)],
-                "eval_data": [str(sample_path("nli-dev"))],
-                "max_steps": plan.steps,
-                "seed": seed,
-                **changed,
-            }
             name = f"ablations-{variant.replace(': ', '-').replace(', ', '-').replace(' ', '-')}-s{seed}"
-            base = str(float_base) if in_float else "bloom-mini"
-            yield Cell("ablations", name, base, DEV, settings, {"variant": variant, "seed": seed})
+            facts = {"variant": variant, "seed": seed}
+            yield Cell("ablations", name, base, DEV, {**settings(plan, triplets, seed), **changed}, facts)
 
 
 def score(model: SentenceTransformer, sts: Path, sets: dict[str, str], pairs: int | None = None) -> dict[str, float]:
@@ -174,8 +165,7 @@ def run(cell: Cell, output: Path, sts: Path, pairs: int | None) -> None:
     """Train and score one cell, and write its file."""
     began = time.monotonic()
     if cell.settings is None:
-        pooling = "mean"  # of a bare checkpoint; bloom-mini brings its own
-        model, trained = LacosSentenceTransformer(cell.base, pooling=pooling), {}
+        model, trained = LacosSentenceTransformer(cell.base, pooling="mean"), {}
     else:
         directory = output / "models" / cell.name
         model = train(
@@ -212,12 +202,13 @@ def run(cell: Cell, output: Path, sts: Path, pairs: int | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["bases", "grid", "ablations"], help="grid trains the bases it lacks")
+    parser.add_argument(
+        "stage", choices=["bases", "grid", "ablations"], help="grid and ablations train the bases they lack"
+    )
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"), help="holds texts.parquet")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with sts/")
     parser.add_argument("--output", type=Path, default=Path("work/scaling"))
     parser.add_argument("--triplets", type=Path, default=sample_path("nli-train"), help="labelled data")
-    parser.add_argument("--float-base", type=Path, help="the checkpoint that bloom-mini was packed from")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Plan.seeds))
     parser.add_argument("--steps", type=int, help=f"of each LACoS training; default {Plan.steps}")
     parser.add_argument("--quick", action="store_true", help="a small grid that only shows that all works")
@@ -230,16 +221,15 @@ def main() -> None:
     plan = Plan(plan.sizes, plan.amounts, plan.labelled, plan.seeds, steps, plan.vocabulary, plan.pairs)
     (args.output / "results").mkdir(parents=True, exist_ok=True)
     bases = args.output / "bases"
-    if args.stage != "ablations":
-        text = Text(args.work_dir)
-        tokenizer = text.tokenizer(args.output / "tokenizer", plan.vocabulary)
-        for seed in plan.seeds:
-            for size in plan.sizes:
-                train_bases(text, tokenizer, bases, size, seed, plan.amounts)
+    text = Text(args.work_dir)
+    tokenizer = text.tokenizer(args.output / "tokenizer", plan.vocabulary)
+    for seed in plan.seeds:
+        for size in plan.sizes[-1:] if args.stage == "ablations" else plan.sizes:
+            train_bases(text, tokenizer, bases, size, seed, plan.amounts)
     cells = {
         "bases": (),
         "grid": grid(plan, bases, args.triplets),
-        "ablations": ablations(plan, args.triplets, args.float_base),
+        "ablations": ablations(plan, bases, args.triplets),
     }
     for cell in cells[args.stage]:
         if not (args.output / "results" / f"{cell.name}.json").exists():
