@@ -18,7 +18,7 @@ import torch
 from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
 from targets import Targets
 from teach import MAX_TOKENS, done
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 3  # languages beside English in a batch
@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
     targets: torch.Tensor  # (sentences, hidden) unit length
-    loudness: torch.Tensor  # (tokens,) squared rarity of each in its language; 0 in English and single words
+    loudness: torch.Tensor  # (tokens,) how much each counts in its language; 0 in English and single words
     english: np.ndarray  # (English sentences,) rows of `english.npy`
     sizes: list[int]  # sentences of each language
 
@@ -55,18 +55,36 @@ def tokenize(work_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     return stored["ids"], stored["offsets"]
 
 
+def spoken(tokenizer: PreTrainedTokenizerBase, lang: str) -> np.ndarray | None:
+    """(vocabulary,) how many of each token to expect in a sentence of twelve words, as people use them (wordfreq).
+
+    None where wordfreq does not know the language or words are written together.
+    """
+    from wordfreq import available_languages, get_frequency_dict
+
+    if lang not in available_languages() or lang in ("ja", "ko", "th", "zh"):
+        return None
+    frequency = get_frequency_dict(lang)
+    words = sorted(frequency, key=lambda word: (-frequency[word], word))[:50_000]
+    found = tokenizer(words, add_special_tokens=False)["input_ids"]
+    weight = np.repeat([frequency[word] for word in words], [len(ids) for ids in found])
+    return 12 * np.bincount(np.concatenate(found), weight, len(tokenizer))
+
+
 class Counts(NamedTuple):
-    """How often each language uses each token, in sentences: lists of words and glosses left out."""
+    """How often each language uses each token: in its sentences (not in lists of words and glosses), and in general."""
 
     langs: list[str]
     sentences: np.ndarray  # (languages,)
-    tokens: np.ndarray  # (languages, vocabulary)
+    tokens: np.ndarray  # (languages, vocabulary) in them
+    spoken: np.ndarray  # (languages, vocabulary) in a sentence, by wordfreq; by the sentences where that is silent
 
     @classmethod
     def load(cls, work_dir: Path) -> Counts:
         """Of every language with a thousand sentences."""
         ids, offsets = tokenize(work_dir)
-        vocabulary = len(AutoTokenizer.from_pretrained(work_dir / "tokenizer"))
+        tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
+        vocabulary = len(tokenizer)
         table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "source"])
         langs, sources = table["lang"].to_numpy(), table["source"].to_numpy()
         written = ~np.isin(sources, NOT_WRITTEN)
@@ -77,22 +95,29 @@ class Counts(NamedTuple):
         found = each * vocabulary + ids
         counts = np.bincount(found[each >= 0], minlength=len(names) * vocabulary).reshape(len(names), vocabulary)
         enough = sentences >= 1000
-        return cls([str(name) for name in names[enough]], sentences[enough], counts[enough])
+        names, sentences, counts = [str(name) for name in names[enough]], sentences[enough], counts[enough]
+        known = [spoken(tokenizer, name) if FAVOUR.get(name, 0) >= 0.5 else None for name in names]
+        here = zip(known, counts / sentences[:, None], strict=True)
+        return cls(names, sentences, counts, np.stack([own if said is None else said for said, own in here]))
 
-    def of(self, langs: Iterable[str], sentences: int = 10_000) -> Counts:
-        """Those of some languages, with enough sentences to tell a rare token from one that is missing by accident."""
-        chosen = np.isin(self.langs, [*langs]) & (self.sentences >= sentences)
-        langs = [lang for lang, kept in zip(self.langs, chosen, strict=True) if kept]
-        return Counts(langs, self.sentences[chosen], self.tokens[chosen])
+    def of(self, langs: Iterable[str]) -> Counts:
+        """Those of some languages."""
+        chosen = np.isin(self.langs, [*langs])
+        names = [lang for lang, kept in zip(self.langs, chosen, strict=True) if kept]
+        return Counts(names, self.sentences[chosen], self.tokens[chosen], self.spoken[chosen])
 
     def frequencies(self) -> np.ndarray:
         """(languages, vocabulary) share of a language's tokens."""
         return self.tokens / self.tokens.sum(1, keepdims=True)
 
     def rarity(self) -> np.ndarray:
-        """(languages, vocabulary) inverse document frequency, as if a sentence had each token once at most."""
-        documents = np.minimum(self.tokens, self.sentences[:, None])
-        return np.log((1 + self.sentences[:, None]) / (1 + documents)).astype(np.float32)
+        """(languages, vocabulary) inverse document frequency, as if a sentence had each token once at most.
+
+        Half by the sentences, half by wordfreq: a language's two thousand translated news are no measure for "woman".
+        """
+        written = np.minimum(self.tokens / self.sentences[:, None], 1)
+        share = (written + np.minimum(self.spoken, 1)) / 2
+        return np.maximum(-np.log(share + 1 / 20_000), 0).astype(np.float32)
 
 
 def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -177,9 +202,11 @@ class Corpus:
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
         run: So many neighbours are drawn together.
         singles: Share of single words (wordfreq), of all languages alike.
+        glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
+            that have met little else do not know what to make of a language's small words.
 
-    Within a language a source, too, is drawn in proportion to its sentences to `power`: Tatoeba's hundred thousand
-    short sentences would drown all others.
+    Within a language a source is drawn in proportion to the root of its sentences: Tatoeba's hundred thousand short
+    ones would drown all others.
     """
 
     def __init__(
@@ -188,11 +215,12 @@ class Corpus:
         hidden: int,
         longest: int = 48,
         english: float = 0.5,
-        power: float = 0.5,
+        power: float = 0.3,
         favour: dict[str, float] | None = None,
         lexical: dict[str | None, float] | None = None,
         run: int = 8,
         singles: float = 0.0,
+        glosses: float = 1.0,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
         self.run = run
@@ -217,13 +245,14 @@ class Corpus:
         self.share = {"en": (1 - singles) * english, **{lang: rest * n for lang, n in size.items()}}
         self.singles = singles
         self.counts = Counts.load(work_dir)
-        known = dict(zip(self.counts.langs, self.counts.rarity() ** 2, strict=True))
+        known = dict(zip(self.counts.langs, self.counts.rarity() ** 1.25, strict=True))
         unknown = np.zeros(self.counts.tokens.shape[1], np.float32)
         self.loudness = {lang: unknown if lang == "en" else known.get(lang, unknown) for lang in self.pools}
         self.reach = {}
         for lang, pool in self.pools.items():
-            kind = source.indices.to_numpy()[pool[: len(pool) - run + 1]]
-            self.reach[lang] = np.cumsum(np.bincount(kind).clip(1)[kind] ** (power - 1))
+            starts = pool[: len(pool) - run + 1]
+            kind = source.indices.to_numpy()[starts]
+            self.reach[lang] = np.cumsum(np.bincount(kind)[kind] ** -0.5 * np.where(written[starts], 1, glosses))
 
     def gather(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids end to end, and boundaries, of rows of `texts.parquet`."""

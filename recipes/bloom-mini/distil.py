@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
     parser.add_argument("--loudness", type=float, default=0.0, help="weight of how loudly rare tokens should speak")
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
+    parser.add_argument("--glosses", type=float, default=1.0, help="weight of dictionaries beside other sources")
     parser.add_argument("--round", action="store_true", help="read the table as 4 bits will have it")
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
@@ -154,6 +155,7 @@ def main() -> None:
         lexical=lexical,
         run=args.run,
         singles=args.singles,
+        glosses=args.glosses,
     )
     words = Words.load(args.work_dir, corpus.targets.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)

@@ -18,8 +18,15 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from space import Space, unit
 from teach import done
 
-LEXICAL: dict[str | None, float] = {**dict.fromkeys(READ, 0.35), "en": 0.15, "zh": 0.15, "ja": 0.15, None: 0.5}
-"""Share of the spelling in a target: less where a teacher speaks the language or characters are words."""
+LEXICAL: dict[str | None, float] = {
+    **dict.fromkeys(READ, 0.45),
+    **dict.fromkeys(("de", "nl", "pl", "ru", "tr"), 0.5),
+    **dict.fromkeys(("en", "ja", "zh"), 0.15),
+    "hi": 0.65,
+    None: 0.5,
+}
+"""Share of the spelling in a target: less where a teacher speaks the language or characters are words, more where words
+are long or translations few."""
 
 
 def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:
@@ -56,16 +63,14 @@ class Lexical:
             dtype=np.float32,
         )
         self.place = {lang: i for i, lang in enumerate(np.unique(langs[written]))}
-        self.idf = np.zeros((len(self.place) + 1, buckets), np.float32)
-        large = []
+        self.idf = np.full((len(self.place) + 1, buckets), np.log(20_000), np.float32)
         for lang, i in self.place.items():
             rows = np.flatnonzero(written & (langs == lang))
             rows = rows[:: -(-len(rows) // 20_000)]
-            seen = (self.hashing.transform(texts.take(pa.array(rows)).to_pylist()) > 0).sum(0)
-            self.idf[i] = np.log((1 + len(rows)) / (1 + np.asarray(seen).ravel()))
-            if len(rows) >= 10_000:  # in a small language what is missing is not rare
-                large.append(i)
-        self.idf[-1] = self.idf[large or slice(None, -1)].min(0)
+            seen = np.asarray((self.hashing.transform(texts.take(pa.array(rows)).to_pylist()) > 0).sum(0)).ravel()
+            self.idf[i] = np.log((1 + len(rows)) / (1 + seen))
+            used = seen >= 10  # in a small language what is missing is not rare
+            self.idf[-1, used] = np.minimum(self.idf[-1], self.idf[i])[used]
         self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
         self.random[:, -2:] = 0
 

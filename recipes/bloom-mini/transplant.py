@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from corpus import Counts
 from student import grow
@@ -53,7 +54,8 @@ def main() -> None:
     theirs = standard(static.word_embeddings.weight.data)
     counts = Counts.load(args.work_dir)
     english = counts.of(["en"]).frequencies()[0]
-    others = counts.of(lang for lang in counts.langs if lang != "en").frequencies().max(0)
+    others = counts.of(lang for lang in counts.langs if lang != "en")
+    others = np.where(others.tokens >= 10, others.frequencies(), 0).max(0)  # fewer may be an accident
     kept = torch.from_numpy(english >= args.english * (english + others))
     kept &= torch.tensor([len(ids) == 1 for ids in cut])
     kept[:4] = True  # <unk>, <s>, </s>, <pad>
