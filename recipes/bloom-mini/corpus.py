@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 3  # languages beside English in a batch
+LOUDNESS = 1.25  # a token should speak as loudly as its rarity to this power
 
 
 class Batch(NamedTuple):
@@ -204,6 +205,7 @@ class Corpus:
         singles: Share of single words (wordfreq), of all languages alike.
         glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
             that have met little else do not know what to make of a language's small words.
+        own: Whether the targets of some languages follow `own.py`.
 
     Within a language a source is drawn in proportion to the root of its sentences: Tatoeba's hundred thousand short
     ones would drown all others.
@@ -221,6 +223,7 @@ class Corpus:
         run: int = 8,
         singles: float = 0.0,
         glosses: float = 1.0,
+        own: bool = False,
     ) -> None:
         self.ids, self.offsets = tokenize(work_dir)
         self.run = run
@@ -229,7 +232,9 @@ class Corpus:
         source = table["source"].combine_chunks().dictionary_encode()
         names = np.array(source.dictionary.to_pylist())[source.indices.to_numpy()]
         single, written = np.isin(names, SINGLE_WORDS), ~np.isin(names, NOT_WRITTEN)
-        self.targets = Targets(work_dir, hidden, texts, langs, table["english"].to_numpy(), single, written, lexical)
+        self.targets = Targets(
+            work_dir, hidden, texts, langs, table["english"].to_numpy(), single, written, lexical, own
+        )
         langs = np.where(names == "wordfreq", SINGLES, langs)
         row = self.targets.row
         usable = np.flatnonzero((row >= 0) & (np.diff(self.offsets) <= longest))
@@ -245,7 +250,7 @@ class Corpus:
         self.share = {"en": (1 - singles) * english, **{lang: rest * n for lang, n in size.items()}}
         self.singles = singles
         self.counts = Counts.load(work_dir)
-        known = dict(zip(self.counts.langs, self.counts.rarity() ** 1.25, strict=True))
+        known = dict(zip(self.counts.langs, self.counts.rarity() ** LOUDNESS, strict=True))
         unknown = np.zeros(self.counts.tokens.shape[1], np.float32)
         self.loudness = {lang: unknown if lang == "en" else known.get(lang, unknown) for lang in self.pools}
         self.reach = {}

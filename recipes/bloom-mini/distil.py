@@ -9,7 +9,7 @@ The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's 
 difference, times --matrix), within each language once more, and within runs of similar sentences (times --near): which
 of two near pairs is nearer is what STS asks. With --words it also draws each English word to what the teacher says of
 it there, which is what layers learn to use a context from; with --loudness each token's share in a sentence, outside
-English, to its squared rarity in that language; with --round the table is read as 4 bits will have it. Training is in
+English, to its rarity in that language; with --round the table is read as 4 bits will have it. Training is in
 the space that is compared at the end: there is no projection head to throw away.
 
 A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
@@ -156,6 +156,7 @@ def main() -> None:
         run=args.run,
         singles=args.singles,
         glosses=args.glosses,
+        own=args.stage == "deep",
     )
     words = Words.load(args.work_dir, corpus.targets.space) if args.words else None
     print(f"{sum(map(len, corpus.pools.values())):,} sentences of {len(corpus.pools)} languages", flush=True)

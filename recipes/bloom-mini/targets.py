@@ -1,7 +1,8 @@
 """What a sentence is drawn to, (hidden,): what a teacher says of it, and how it is spelt.
 
 The first teacher speaks of its English; where there is none the second speaks of the sentence itself (`space.py`). The
-spelling are its own character n-grams.
+spelling are its own character n-grams; for layers, in languages with few sentences, what token vectors alone make of it
+stands there (`own.py`).
 What each share scores by itself on development sets is in `docs/ablations.md`: a tenth of spelling helps even where the
 teachers are at their best, and more is a safety net where few translations are known.
 """
@@ -27,6 +28,8 @@ LEXICAL: dict[str | None, float] = {
 }
 """Share of the spelling in a target: less where a teacher speaks the language or characters are words, more where words
 are long or translations few."""
+OWN = {"hi": 0.75, "nl": 0.6, "pl": 0.65, "ru": 0.65}
+"""Share of what `own.py` says, in place of the spelling."""
 
 
 def mixed(said: np.ndarray, spelt: np.ndarray, share: np.ndarray | float) -> np.ndarray:
@@ -103,6 +106,7 @@ class Targets:
             draw all their tokens there: their own mean is taken off.
         written: Which of them show how often a language uses a word.
         lexical: Share of the spelling in the squared length of a target, by language; None: all others.
+        own: Whether what `own.py` has written takes the spelling's place.
 
     Attributes:
         row: (texts,) row of each one's English in `teacher.npy`; above them, where there is no English but the
@@ -120,6 +124,7 @@ class Targets:
         single: np.ndarray,
         written: np.ndarray,
         lexical: dict[str | None, float] | None = None,
+        own: bool = False,
     ) -> None:
         rows = np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")]
         read = np.load(work_dir / "second-rows.npy")[: done(work_dir / "second.json")]
@@ -142,6 +147,11 @@ class Targets:
         share = lexical or LEXICAL
         self.share = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
         self.spelling = self._spelling(work_dir / f"spelling-{hidden}.npy", texts, langs, hidden)
+        self.own, self.place = np.zeros((0, hidden), np.float16), np.full(len(texts), -1)
+        if own:
+            rows = np.load(work_dir / "own-rows.npy")
+            self.own, self.place[rows] = np.load(work_dir / "own.npy"), np.arange(len(rows))
+            self.share[rows] = [OWN[lang] for lang in langs[rows]]
 
     def _spelling(self, path: Path, texts: pa.Array, langs: np.ndarray, hidden: int) -> np.ndarray:
         if not path.exists():
@@ -157,4 +167,6 @@ class Targets:
     def __call__(self, rows: np.ndarray) -> torch.Tensor:
         """(rows, hidden), unit length."""
         said = self.said[self.row[rows]].astype(np.float32)
-        return torch.from_numpy(mixed(said, self.spelling[rows].astype(np.float32), self.share[rows, None]))
+        spelt, place = self.spelling[rows].astype(np.float32), self.place[rows]
+        spelt[place >= 0] = self.own[place[place >= 0]]
+        return torch.from_numpy(mixed(said, spelt, self.share[rows, None]))
