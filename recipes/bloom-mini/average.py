@@ -6,10 +6,10 @@ Both must have grown from the same layers, or their mean says nothing.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import torch
+from student import save
 
 from lacos_st.bloom import LacosBloomModel
 
@@ -27,9 +27,7 @@ def main() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.lerp_(other[name], 0.5)
-    model.save_pretrained(args.output)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(args.first / name, args.output / name)
+    save(model, args.output, args.first)
 
 
 if __name__ == "__main__":

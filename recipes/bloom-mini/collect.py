@@ -82,6 +82,7 @@ FAVOUR = {
 }  # fmt: skip
 SINGLE_WORDS = ["freedict", "wordfreq"]  # sources of words, not of sentences
 NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses"]  # sources that do not show how often a language uses a word
+UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endings that are words themselves
 READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 """The languages that the second teacher reads (`second_teacher.py`)."""
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
+from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS, UNSPACED
 from targets import Targets
 from teach import MAX_TOKENS, done
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -63,7 +63,7 @@ def spoken(tokenizer: PreTrainedTokenizerBase, lang: str) -> np.ndarray | None:
     """
     from wordfreq import available_languages, get_frequency_dict
 
-    if lang not in available_languages() or lang in ("ja", "ko", "th", "zh"):
+    if lang not in available_languages() or lang in UNSPACED:
         return None
     frequency = get_frequency_dict(lang)
     words = sorted(frequency, key=lambda word: (-frequency[word], word))[:50_000]

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from dev import encode, evaluate, tasks
 from second_teacher import embed
 from space import unit
 from state import load_state, save_state
-from student import Rounding, config, grow, pool, quiet_, states
+from student import Rounding, config, grow, pool, quiet_, save, states
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from words import Words
@@ -219,10 +218,8 @@ def main() -> None:
             mean = 0.0
         if rank == 0 and ((step + 1) % args.save_every == 0 or step + 1 == last):
             model.eval()
-            model.save_pretrained(output)
+            save(model, output, args.work_dir / "tokenizer")
             save_state(state, model, optimizer, step + 1)
-            for name in ("tokenizer.json", "tokenizer_config.json"):
-                shutil.copyfile(args.work_dir / "tokenizer" / name, output / name)
             if sets:
                 scores = evaluate(partial(encode, model, tokenizer, pooling=args.pooling), sets)
                 with open(output / "dev.jsonl", "a") as log:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomModel
@@ -25,6 +28,13 @@ def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
         use_cache=False,
         is_causal=False,
     )
+
+
+def save(model: BloomModel, output: Path, tokenizer: Path) -> None:
+    """Write a checkpoint with the tokenizer that lies in another folder."""
+    model.save_pretrained(output)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tokenizer / name, output / name)
 
 
 AMPLIFIERS, GAIN = 64, 32.0

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from collect import FAVOUR
+from collect import FAVOUR, UNSPACED
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -77,7 +77,7 @@ def sample(
     """
     from wordfreq import available_languages, get_frequency_dict
 
-    worded = {lang for lang in available_languages() if FAVOUR.get(lang, 0) >= 0.5 and lang not in ("ja", "ko", "zh")}
+    worded = {lang for lang in available_languages() if FAVOUR.get(lang, 0) >= 0.5 and lang not in UNSPACED}
     by_lang: dict[str, list[str]] = defaultdict(list)
     for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
         by_lang[lang].append(text)

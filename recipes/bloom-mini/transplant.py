@@ -9,14 +9,13 @@ where the layers' tokenizer has no such token, its own pieces stand for it. Engl
 from __future__ import annotations
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from corpus import Counts
-from student import grow
+from student import grow, save
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -61,9 +60,7 @@ def main() -> None:
     kept[:4] = True  # <unk>, <s>, </s>, <pad>
     model.resize_token_embeddings(len(theirs), mean_resizing=False)
     model.word_embeddings.weight.data.copy_(torch.where(kept[:, None], mine, standard(mine + theirs)))
-    model.save_pretrained(args.output)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(args.static / name, args.output / name)
+    save(model, args.output, args.static)
     print(f"{int(kept.sum()):,} of {len(theirs):,} token vectors kept")
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+from student import save
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.embedded import unpack
@@ -25,9 +25,7 @@ def main() -> None:
         del config.quantization_config
         model = BloomModel(config)  # transformers cannot save a model that it has dequantised
         model.load_state_dict(weights)
-        model.save_pretrained(args.output)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            shutil.copyfile(base / name, args.output / name)
+        save(model, args.output, base)
 
 
 if __name__ == "__main__":
