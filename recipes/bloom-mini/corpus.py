@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS, UNSPACED
 from targets import Targets
-from teach import MAX_TOKENS, done
+from teach import MAX_TOKENS
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 SINGLES = "single words"  # in place of a language
@@ -31,6 +31,7 @@ class Batch(NamedTuple):
     ids: torch.Tensor  # (tokens,) int64
     bounds: torch.Tensor  # (sentences + 1,) int64
     targets: torch.Tensor  # (sentences, hidden) unit length
+    cosines: torch.Tensor  # (sentences, sentences) of the targets, less the noise of their projection
     loudness: torch.Tensor  # (tokens,) how much each counts in its language; 0 in English and single words
     english: np.ndarray  # (English sentences,) rows of `english.npy`
     sizes: list[int]  # sentences of each language
@@ -166,17 +167,12 @@ def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     return place
 
 
-def along_chain(work_dir: Path, alone: int) -> np.ndarray:
-    """The place of each sentence that the first teacher has read, and behind them of those that it has not.
-
-    The chain is made on the first call; the others stand as they come.
-    """
-    count = done(work_dir / "teacher.json")
-    teacher = np.load(work_dir / "teacher.npy", mmap_mode="r")[:count]
-    path = work_dir / f"chain-{len(teacher)}.npy"
+def along_chain(path: Path, targets: Targets, rows: np.ndarray) -> np.ndarray:
+    """The place of each of a language's rows in the chain of its targets, which is made on the first call."""
     if not path.exists():
-        np.save(path, chain(teacher, clusters(teacher, 4096)))
-    return np.concatenate([np.load(path), len(teacher) + np.arange(alone)])
+        vectors = np.concatenate([targets(part).numpy() for part in np.array_split(rows, 1 + len(rows) // 20000)])
+        np.save(path, chain(vectors.astype(np.float16), clusters(vectors, max(1, len(rows) // 128))))
+    return np.load(path)
 
 
 def spread(rows: np.ndarray, along: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -184,10 +180,12 @@ def spread(rows: np.ndarray, along: np.ndarray, target: np.ndarray) -> np.ndarra
 
     Neighbours are to be near each other, not the same.
     """
-    rows = rows[np.argsort(along[target[rows]], kind="stable")]
-    place = along[target[rows]]
-    first = np.searchsorted(place, place)
-    return rows[np.argsort(np.arange(len(rows)) - first, kind="stable")]
+    order = np.argsort(along, kind="stable")
+    same = np.argsort(target[order], kind="stable")  # those of one target together, in the order of the chain
+    found = target[order][same]
+    turn = np.empty(len(rows), np.int64)
+    turn[same] = np.arange(len(rows)) - np.searchsorted(found, found)
+    return rows[order[np.argsort(turn, kind="stable")]]
 
 
 class Corpus:
@@ -238,9 +236,12 @@ class Corpus:
         langs = np.where(names == "wordfreq", SINGLES, langs)
         row = self.targets.row
         usable = np.flatnonzero((row >= 0) & (np.diff(self.offsets) <= longest))
-        along = along_chain(work_dir, self.targets.alone)
-        self.pools = {str(lang): spread(usable[langs[usable] == lang], along, row) for lang in np.unique(langs)}
-        self.pools = {lang: pool for lang, pool in self.pools.items() if len(pool) >= 500}
+        pools = {str(lang): usable[langs[usable] == lang] for lang in np.unique(langs)}
+        self.pools = {}
+        for lang, pool in pools.items():
+            if len(pool) >= 500:
+                along = along_chain(work_dir / f"chain-{lang}-{len(pool)}-{int(own)}.npy", self.targets, pool)
+                self.pools[lang] = spread(pool, along, row[pool])
         size = {
             lang: len(pool) ** power * (favour or FAVOUR).get(lang, 0.5)
             for lang, pool in self.pools.items()
@@ -291,4 +292,4 @@ class Corpus:
         lengths = bounds[np.cumsum(sizes)].diff(prepend=bounds[:1]).tolist()
         parts = zip(drawn, ids.split(lengths), strict=True)
         loudness = torch.from_numpy(np.concatenate([self.loudness[lang][part] for lang, part in parts]))
-        return Batch(ids, bounds, self.targets(rows), loudness, english, sizes)
+        return Batch(ids, bounds, self.targets(rows), self.targets.cosines(rows, sizes), loudness, english, sizes)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import gzip
 import random
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,16 @@ SCRIPTS = {"ar": "[\u0620-\u064a]", "hi": "[\u0900-\u097f]", "ru": "[\u0400-\u04
 DIGITS = {c: i for i, c in enumerate("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")}
 DROPPED = {"a", "an", "the", "to", "of", "is", "are", "was", "were", "be", "been", "do", "does", "did", "s", "t"}
 NOISE = re.compile(r"<[^>]*>|\([^)]*\)|\[[^]]*\]|\{[^}]*\}|/[^/]*/|^\s*(\d+|[IVX]+)\.|~")
+
+
+UNWRITTEN = re.compile("[\u0301\u0307\u0640\u064b-\u0652]")  # stress, and what Arabic leaves out
+NASAL = re.compile("(?<=[\u093f\u0940\u0945-\u094c])\u0901")  # over a vowel sign Hindi writes a dot, not a crescent
+
+
+def usual(term: str) -> str:
+    """As a sentence would have it: dictionaries write \u0133 for ij, stress marks, and numbers of senses."""
+    term = UNWRITTEN.sub("", unicodedata.normalize("NFKC", term)).replace("\u2010", "-")
+    return re.sub(r"\s*\d+\)?$", "", NASAL.sub("\u0902", term)).strip()
 
 
 def number(digits: str) -> int:
@@ -56,12 +67,12 @@ def entries(folder: Path, name: str) -> Iterator[tuple[str, list[str]]]:
             if sense.lstrip().startswith(('"', "see:", "note:", "Note:", "Synonym")):
                 continue
             for term in re.split(r"[,;.،]", NOISE.sub(" ", sense)):
-                term = " ".join(term.split()).lower().strip(" :!?\"'-")
+                term = usual(" ".join(term.split()).lower()).strip(" :!?|\"'-")
                 term = term.removeprefix("to ")
                 if 1 < len(term) <= 40 and len(term.split()) <= 3 and term not in terms:
                     terms.append(term)
         if terms:
-            yield head.lower().strip(), terms[:5]
+            yield usual(head.lower()), terms[:5]
 
 
 def english_to(folder: Path, code: str, pivots: dict[str, dict[str, list[str]]]) -> dict[str, list[str]]:

@@ -33,7 +33,7 @@ from dev import encode, evaluate, tasks
 from second_teacher import embed
 from space import unit
 from state import load_state, save_state
-from student import Rounding, config, grow, pool, quiet_, save, states
+from student import Rounding, StochasticDepth, config, grow, pool, quiet_, save, states
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from words import Words
@@ -67,12 +67,15 @@ def audible(counts: Counts) -> np.ndarray:
 
 def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run: int) -> torch.Tensor:
     """1 - cosine to the target, and squared errors of cosines: of all pairs, within each language, and within a run."""
-    student, target = normalize(student, dim=-1), batch.targets
-    loss = 1 - (student * target).sum(-1).mean() + matrix * (student @ student.T - target @ target.T).square().mean()
-    for mine, goal in zip(student.split(batch.sizes), target.split(batch.sizes), strict=True):
-        loss = loss + matrix / len(batch.sizes) * (mine @ mine.T - goal @ goal.T).square().mean()
-    mine, goal = student.view(-1, run, student.shape[1]), target.view(-1, run, student.shape[1])
-    return loss + near * (mine @ mine.mT - goal @ goal.mT).square().mean()
+    student = normalize(student, dim=-1)
+    error = (student @ student.T - batch.cosines).square()
+    loss = 1 - (student * batch.targets).sum(-1).mean() + matrix * error.mean()
+    start = 0
+    for size in batch.sizes:
+        loss = loss + matrix / len(batch.sizes) * error[start : start + size, start : start + size].mean()
+        start += size
+    together = torch.arange(len(student)) // run
+    return loss + near * error[together[:, None] == together].mean()
 
 
 def loudness_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -129,6 +132,9 @@ def main() -> None:
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
     parser.add_argument("--glosses", type=float, default=1.0, help="weight of dictionaries beside other sources")
     parser.add_argument("--round", action="store_true", help="read the table as 4 bits will have it")
+    parser.add_argument(
+        "--keep", type=float, default=1.0, help="share of the steps in which a layer's attention is there"
+    )
     parser.add_argument("--favour", nargs="*", default=[], metavar="LANG=FACTOR", help="languages to draw more often")
     parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
@@ -136,6 +142,8 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if args.stage == "deep" and not (args.work_dir / "own.npy").exists():
+        parser.error(f"{args.work_dir} has no own.npy: run own.py on the token vectors first.")
     output = args.output or args.work_dir / args.stage
     torch.manual_seed(args.seed)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -185,6 +193,7 @@ def main() -> None:
     sets = tasks(args.data_dir / "sts", 300, "[defhinprz][elrshiut]") if args.data_dir else {}
 
     rounding = Rounding(model) if args.round else None
+    depth = StochasticDepth(model, args.keep)
     model.train()
     began, seen, tokens, mean = time.monotonic(), 0, 0, 0.0
     last = min(args.steps, args.until or args.steps)
@@ -193,6 +202,7 @@ def main() -> None:
         factor = min(1.0, (step + 1) / 100, (args.steps - step) / max(1, args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
+        depth.draw(np.random.default_rng([args.seed, step]))
         with torch.autocast("cpu", torch.bfloat16, enabled=args.stage == "deep" and has_fast_bf16()):
             said = states(model, batch.ids, batch.bounds, rounding)
         loss = loss_of(pool(said, batch.bounds, args.pooling), batch, args.matrix, args.near, args.run)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import BloomConfig, BloomModel
@@ -104,6 +106,26 @@ class Rounding:
             nearest, scale = round_rows(rows[:, self.coarse], self.levels)
             error[:, self.coarse] = self.levels[nearest] * scale[:, None] - rows[:, self.coarse]
         return rows + error
+
+
+class StochasticDepth:
+    """Each layer's attention is there in `keep` of the steps, and then 1 / keep as loud (Huang et al., 2016).
+
+    What attention adds is what the tokens of a sentence share: layers that may rely on it order pairs less well
+    (`docs/log.md`).
+    """
+
+    def __init__(self, model: BloomModel, keep: float) -> None:
+        self.keep, self.gain = keep, [1.0] * len(model.h)
+        for layer, block in enumerate(model.h):
+            block.self_attention.dense.register_forward_hook(partial(self._scale, layer))
+
+    def _scale(self, layer: int, module: torch.nn.Module, inputs: tuple[Tensor, ...], added: Tensor) -> Tensor:
+        return added * self.gain[layer] if module.training else added
+
+    def draw(self, random: np.random.Generator) -> None:
+        """Choose for one step."""
+        self.gain = [float(there) / self.keep for there in random.random(len(self.gain)) < self.keep]
 
 
 def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | None = None) -> Tensor:

@@ -15,7 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 from collect import READ
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
 from space import Space, unit
 from teach import done
 
@@ -77,12 +79,16 @@ class Lexical:
         self.random = np.random.default_rng(0).standard_normal((buckets, hidden), np.float32)
         self.random[:, -2:] = 0
 
-    def __call__(self, texts: list[str], langs: np.ndarray | None = None) -> np.ndarray:
-        """(texts, hidden), unit length; without a language an n-gram is as frequent as in that which uses it most."""
+    def exact(self, texts: list[str], langs: np.ndarray | None = None) -> csr_matrix:
+        """(texts, buckets), unit length; without a language an n-gram is as frequent as in that which uses it most."""
         counts = self.hashing.transform(texts)
         place = [self.place.get(lang, -1) for lang in (langs if langs is not None else [None] * len(texts))]
         counts.data = (1 + np.log(counts.data)) * self.idf[np.repeat(place, np.diff(counts.indptr)), counts.indices]
-        return unit(counts @ self.random)
+        return normalize(counts, copy=False)
+
+    def __call__(self, texts: list[str], langs: np.ndarray | None = None) -> np.ndarray:
+        """(texts, hidden), unit length: `exact`, projected."""
+        return unit(self.exact(texts, langs) @ self.random)
 
 
 def words_centred(said: np.ndarray, words: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -143,6 +149,7 @@ class Targets:
         second = np.load(work_dir / "second.npy", mmap_mode="r")[alone]
         second = words_centred(second, single[read[alone]], self.space.mean)
         self.said[len(rows) :] = unit(second @ self.space.second)
+        self.texts, self.langs = texts, langs
         self.lexical = Lexical(texts, langs, written, hidden)
         share = lexical or LEXICAL
         self.share = np.array([share.get(lang, share[None]) for lang in langs], np.float32)
@@ -170,3 +177,27 @@ class Targets:
         spelt, place = self.spelling[rows].astype(np.float32), self.place[rows]
         spelt[place >= 0] = self.own[place[place >= 0]]
         return torch.from_numpy(mixed(said, spelt, self.share[rows, None]))
+
+    def cosines(self, rows: np.ndarray, sizes: list[int]) -> torch.Tensor:
+        """(rows, rows): as if what is said and how it is spelt had dimensions of their own.
+
+        The cosines of the targets themselves are those and noise, 0.04 beside their deviation of 0.25: both share
+        `hidden` dimensions, to which the spelling was projected at random.
+
+        Args:
+            rows: Language by language: the spelling of different languages is not compared.
+            sizes: Rows of each language.
+        """
+        share = self.share[rows, None]
+        said = self.said[self.row[rows]].astype(np.float32) * (1 - share) ** 0.5
+        cosines = said @ said.T
+        for start, part in zip(np.cumsum([0, *sizes]), np.split(rows, np.cumsum(sizes)[:-1]), strict=False):
+            place, share = self.place[part], self.share[part, None] ** 0.5
+            if (place >= 0).all():
+                spelt = self.own[place].astype(np.float32) * share
+                spelt = spelt @ spelt.T
+            else:
+                spelt = self.lexical.exact(self.texts.take(pa.array(part)).to_pylist(), self.langs[part])
+                spelt = (spelt @ spelt.T).toarray() * (share * share.T)
+            cosines[start : start + len(part), start : start + len(part)] += spelt
+        return torch.from_numpy(cosines)
