@@ -6,12 +6,12 @@
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on.
 
 The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what the targets
-are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar sentences (times --near): which
-of two near pairs is nearer is what STS asks. With --words it also draws each English word to what the teacher says of
-it there, which is what layers learn to use a context from; with --loudness each token's share in a sentence, outside
-English, to its rarity in that language; with --round the table is read as 4 bits will have it; with --keep layers must do
-without attention in some steps. Training is in
-the space that is compared at the end: there is no projection head to throw away.
+are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar
+sentences (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
+word to what the teacher says of it there, which is what layers learn to use a context from; with --loudness each
+token's share in a sentence, outside English, to its rarity in that language. With --round the table is read as 4 bits
+will have it; with --keep layers must do without attention in some steps. Training is in the space that is compared at
+the end: there is no projection head to throw away.
 
 A run is resumed where it stopped if its output holds a state of the same stage. Under `torchrun` several processes
 share a step, each with its own sentences; on busy cores two processes of one thread beat one process of two.
