@@ -5,7 +5,7 @@
    25,000 sentences a second.
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on.
 
-The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what the targets
+The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what targets
 are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar
 sentences (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
 word to what the teacher says of it there, which is what layers learn to use a context from; with --loudness each
