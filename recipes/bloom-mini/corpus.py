@@ -122,10 +122,10 @@ class Counts(NamedTuple):
         return np.maximum(-np.log(share + 1 / 20_000), 0).astype(np.float32)
 
 
-def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def clusters(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """(rows,) cluster of each unit vector, neighbours in space numbered near each other: one step of k-means, twice."""
     random = np.random.default_rng(seed)
-    centres = torch.from_numpy(teacher[np.sort(random.choice(len(teacher), count, replace=False))].astype(np.float32))
+    centres = torch.from_numpy(vectors[np.sort(random.choice(len(vectors), count, replace=False))].astype(np.float32))
 
     def nearest(rows: np.ndarray) -> torch.Tensor:
         parts = [
@@ -133,7 +133,7 @@ def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
         ]
         return torch.cat([part.argmax(1) for part in parts])
 
-    sample = teacher[: 16 * count]
+    sample = vectors[: 16 * count]
     label = nearest(sample)
     centres = torch.nn.functional.normalize(
         centres.index_add(0, label, torch.from_numpy(sample.astype(np.float32))), dim=-1
@@ -141,19 +141,20 @@ def clusters(teacher: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     order = torch.argsort(centres @ centres[0])
     rank = torch.empty_like(order)
     rank[order] = torch.arange(count)
-    return rank[nearest(teacher)].numpy()
+    return rank[nearest(vectors)].numpy()
 
 
-def chain(teacher: np.ndarray, cluster: np.ndarray) -> np.ndarray:
+def chain(vectors: np.ndarray, cluster: np.ndarray) -> np.ndarray:
     """(rows,) place of each unit vector in an order in which the next is near: by cluster, there nearest by nearest.
 
     Batches are drawn in runs of this order, so that they hold the near pairs that STS asks about (cosine 0.5 from one
-    to the next); among random sentences there are hardly any, within a cluster few (0.3).
+    to the next in English, 0.15 to 0.5 where sentences are few); among random sentences there are hardly any, within a
+    cluster few (0.3).
     """
     order = np.argsort(cluster, kind="stable")
     path: list[np.ndarray] = []
     for members in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
-        rows = teacher[members].astype(np.float32)
+        rows = vectors[members].astype(np.float32)
         cosine = rows @ rows.T
         np.fill_diagonal(cosine, -2)
         cosine[:, 0] = -2

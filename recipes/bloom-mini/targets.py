@@ -117,7 +117,6 @@ class Targets:
     Attributes:
         row: (texts,) row of each one's English in `teacher.npy`; above them, where there is no English but the
             second teacher has read the sentence itself; -1: no target.
-        alone: Number of those above.
     """
 
     def __init__(
@@ -140,7 +139,6 @@ class Targets:
         place[rows] = np.arange(len(rows))
         self.row = np.where(english >= 0, place[english], -1)
         self.row[read[alone]] = len(rows) + np.arange(len(alone))
-        self.alone = len(alone)
 
         self.space = Space.load(work_dir, hidden)
         self.said = np.zeros((len(rows) + len(alone), hidden), np.float16)
