@@ -7,53 +7,24 @@ python benchmarks/gpu.py --output docs/benchmarks/CPU/gpu.json
 
 import argparse
 import json
+import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import bitsandbytes as bnb
+import large
 import torch
 from common import build, checkpoint, free, machine, mean_pool, report, sentences, time_interleaved
-from peft import LoraConfig
 from train import gradient, step, trainable
-from transformers import BloomConfig, BloomModel
 
-from lacos_st.bloom import LacosBloomModel, accelerate_
-from lacos_st.embedding_table import LacosEmbedding8bit
-from lacos_st.memory import predict, reset_peak, resident_bytes
-from lacos_st.quantization import default_compute_dtype
+from lacos_st.bloom import accelerate_
 
 LARGE = {"vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32}  # bloom-7b1
 MEDIUM = {"layers": 24, "hidden": 1024, "heads": 16}
-SMALL_LARGE = {"vocab_size": 2000, "hidden_size": 128, "n_layer": 3, "n_head": 4}
+SMALL_LARGE = {"vocab_size": 60000, "hidden_size": 128, "n_layer": 3, "n_head": 4}
 SMALL_MEDIUM = {"layers": 2, "hidden": 128, "heads": 4}
-
-
-def random_int8(config: BloomConfig, device: str) -> LacosBloomModel:
-    """A quantised model made layer by layer on the device: its 16-bit form never exists."""
-    dtype = default_compute_dtype(device, "w8a16")
-    with torch.device("meta"):
-        model = BloomModel(config).to(dtype)
-    for path, module in list(model.named_modules()):
-        parent = model.get_submodule(path.rpartition(".")[0])
-        child = path.rpartition(".")[2]
-        if isinstance(module, torch.nn.Linear):
-            layer = bnb.nn.Linear8bitLt(
-                module.in_features, module.out_features, has_fp16_weights=False, threshold=6.0, device="meta"
-            )
-            rows = torch.randint(-127, 128, tuple(module.weight.shape), dtype=torch.int8, device=device)
-            layer.weight = bnb.nn.Int8Params(rows, requires_grad=False, has_fp16_weights=False)
-            layer.weight.SCB = torch.full((module.out_features,), 0.05, device=device)
-            layer.bias = torch.nn.Parameter(torch.zeros(module.out_features, dtype=dtype, device=device), False)
-            setattr(parent, child, layer)
-        elif isinstance(module, torch.nn.Embedding):
-            rows = torch.randint(-127, 128, tuple(module.weight.shape), dtype=torch.int8, device=device)
-            absmax = torch.full((module.num_embeddings,), 0.0625, device=device)
-            setattr(parent, child, LacosEmbedding8bit.from_quantized(rows, absmax, dtype))
-        elif isinstance(module, torch.nn.LayerNorm):
-            fresh = torch.nn.LayerNorm(module.normalized_shape, eps=module.eps, dtype=dtype, device=device)
-            setattr(parent, child, fresh.requires_grad_(False))
-    return accelerate_(model)
 
 
 def parity(sizes: dict[str, int], device: str) -> dict[str, float]:
@@ -113,55 +84,43 @@ def speed(sizes: dict[str, int], device: str) -> dict[str, dict[str, float]]:
     return results
 
 
-def train_large(settings: dict[str, int], pairs: int, device: str) -> dict[str, float]:
-    """A few optimizer steps of LoRA over a random int8 model of bloom-7b1's size: peak memory and finite losses."""
-    config = BloomConfig(**settings)
-    cuda = device != "cpu"
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    reset_peak()
-    baseline = 0 if cuda else resident_bytes()
-    model = random_int8(config, device)
-    model.add_adapter(LoraConfig(r=16, target_modules=["query_key_value"]))
-    model.train()
-    optimizer = bnb.optim.AdamW8bit([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    ids = torch.randint(1, 1000, (2 * pairs, 64), device=device)
-    mask = torch.ones_like(ids)
-    start, finite = time.perf_counter(), 1.0
-    for _ in range(4):
-        step(model, ids, mask)
-        finite *= float(all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None))
-        optimizer.step()
-    if cuda:
-        torch.cuda.synchronize()
-    seconds = (time.perf_counter() - start) / 4
-    peak = torch.cuda.max_memory_allocated() if cuda else resident_bytes(peak=True) - baseline
-    expected = predict(config, batch_size=pairs, length=64, dropout=0.0, device=device).total
-    return {
-        "gradients finite": finite,
-        "seconds a step": seconds,
-        "peak GB": peak / 1e9,
-        "predicted peak GB": expected / 1e9,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--only", nargs="+", help="names of checks, or the first words of them")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    large = arguments.device != "cpu"
-    results: dict = {"machine": machine(arguments.device)}
-    checks = {
-        "parity": partial(parity, MEDIUM if large else SMALL_MEDIUM, arguments.device),
-        "training at 7.1B": partial(train_large, LARGE if large else SMALL_LARGE, 64 if large else 8, arguments.device),
-        "speed": partial(speed, MEDIUM if large else SMALL_MEDIUM, arguments.device),
-    }
-    for name, check in checks.items():
-        results[name] = check()
-        print(json.dumps({name: results[name]}), flush=True)  # what is measured stays if a later check fails
-        free()
-    results |= results.pop("speed")
+    device = arguments.device
+    gpu = device != "cpu"
+    with tempfile.TemporaryDirectory(prefix="lacos-7b1-") as folder:
+        base = Path(folder, "base")
+
+        def whole() -> dict[str, Any]:
+            large.write_checkpoint(base, LARGE if gpu else SMALL_LARGE, device)
+            return large.end_to_end(base, Path(folder), device)
+
+        checks = {
+            "parity": partial(parity, MEDIUM if gpu else SMALL_MEDIUM, device),
+            "7.1B, lacos-st train by its recipe": whole,
+            "speed": partial(speed, MEDIUM if gpu else SMALL_MEDIUM, device),
+            "7.1B, a training step": lambda: large.compare(base, device, 64 if gpu else 8),
+        }
+        results: dict[str, Any] = {"machine": machine(device)}
+        for name, check in checks.items():
+            if arguments.only and not name.startswith(tuple(arguments.only)):
+                continue
+            started = time.perf_counter()
+            try:
+                results[name] = check()
+            except Exception as error:  # what the other checks find is worth having
+                traceback.print_exc()
+                results[name] = {"failed": f"{type(error).__name__}: {error}"}
+            print(json.dumps({name: results[name], "took": time.perf_counter() - started}), flush=True)
+            free()
+            if arguments.output:
+                arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    for several in ("speed", "7.1B, a training step"):
+        results |= results.pop(several, {})
     report(results, arguments.output)
 
 

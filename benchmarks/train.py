@@ -36,7 +36,7 @@ def trainable(name: str, path: str, device: str) -> BloomModel:
     generator = torch.Generator().manual_seed(2)
     for key, parameter in model.named_parameters():
         if "lora_B" in key:  # zeros otherwise, and A would have no gradient
-            parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.02).to(device)
+            parameter.data = (torch.randn(parameter.shape, generator=generator) * 0.02).to(device, parameter.dtype)
     return model.train()
 
 

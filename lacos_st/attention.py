@@ -38,7 +38,7 @@ Mode = Literal["causal", "bidirectional", "symmetric"]
 _KERNEL_LONGEST = 64
 # Query rows at a time in long symmetric attention: bounds the bias at (heads, chunk, T).
 _SYMMETRIC_CHUNK = 256
-_EXTRA = 8  # columns; fused kernels want head sizes that are multiples of 8
+ALIBI_COLUMNS = 8  # columns; fused kernels want head sizes that are multiples of 8
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -104,7 +104,7 @@ def _fold_alibi(
     """
     with torch.inference_mode(False):
         slope = torch.tensor(alibi_slopes(heads), dtype=torch.float64) * math.sqrt(head_dim)
-        q, k = torch.zeros(heads, _EXTRA), torch.zeros(length, _EXTRA)
+        q, k = torch.zeros(heads, ALIBI_COLUMNS), torch.zeros(length, ALIBI_COLUMNS)
         position = torch.arange(first, first + length)
         for column in range(3):
             part = slope.to(dtype)
@@ -122,9 +122,9 @@ def _attend_long(q: Tensor, k: Tensor, v: Tensor, mode: Mode, dropout: float) ->
         return _attend_long_symmetric(q, k, v, dropout)
     first = 1 - length if mode == "bidirectional" else 0  # the last keys, which it favours, are at 0
     extra_q, extra_k = _fold_alibi(heads, dim, length, q.dtype, q.device, first)
-    q = torch.cat([q, extra_q[None, :, None].expand(*q.shape[:3], _EXTRA)], -1)
-    k = torch.cat([k, extra_k[None, None].expand(*k.shape[:3], _EXTRA)], -1)
-    v = functional.pad(v, (0, _EXTRA))  # fused kernels want one head size for all three
+    q = torch.cat([q, extra_q[None, :, None].expand(*q.shape[:3], ALIBI_COLUMNS)], -1)
+    k = torch.cat([k, extra_k[None, None].expand(*k.shape[:3], ALIBI_COLUMNS)], -1)
+    v = functional.pad(v, (0, ALIBI_COLUMNS))  # fused kernels want one head size for all three
     causal, scale = mode == "causal", dim**-0.5
     out = functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal, scale=scale)
     return out[..., :dim]
@@ -153,7 +153,7 @@ def _attend_varlen(qkv: Tensor, layout: Layout, mode: Mode) -> Tensor:
     position = torch.arange(len(qkv), device=qkv.device) - starts
     q = torch.cat([qkv[:, :, 0], extra_q.expand(len(qkv), -1, -1)], -1)
     k = torch.cat([qkv[:, :, 1], extra_k.index_select(0, position).unsqueeze(1).expand(-1, heads, -1)], -1)
-    v = functional.pad(qkv[:, :, 2], (0, _EXTRA))
+    v = functional.pad(qkv[:, :, 2], (0, ALIBI_COLUMNS))
     cu, longest, window = layout.cu_seqlens, layout.longest, (-1, 0 if mode == "causal" else -1)
     out: Any = varlen_attn(q, k, v, cu, cu, longest, longest, scale=dim**-0.5, window_size=window)
     return out[..., :dim]

@@ -8,9 +8,9 @@ length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 
 - *adapter*: LoRA's fp32 parameters, their gradients, and Adam's two moments (one byte each for tensors of at
   least 4,096 entries under 8-bit Adam, which leaves smaller ones in 32 bits);
 - *activations*: training keeps per token and layer what the backward pass reads. Frozen 8-bit layers keep
-  nothing, so that is the inputs of both layer norms (2H), the adapter's input and its dropout mask (2H),
-  queries, keys and values (3H), the attention's output (H) and the GELU's input (4H): about 12H. Gradient
-  checkpointing keeps H and holds the rest for one layer at a time;
+  nothing, so that is the inputs of both layer norms (2H), the adapter's input and its dropout mask (2H; 2.5 in
+  16 bits, as the adapter computes in fp32), queries, keys and values (3H), the attention's output (H) and the
+  GELU's input (4H): about 12H. Gradient checkpointing keeps H and holds the rest for one layer at a time;
 - *scratch*: the widest stretch of one layer, int32 products included, and for ``w8a16`` the largest weight
   matrix cast to the activations' dtype.
 
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from lacos_st.attention import ALIBI_COLUMNS
 from lacos_st.errors import LacosError
 from lacos_st.quantization import default_compute_dtype, resolve_compute_form
 
@@ -37,7 +38,7 @@ _MAPPED_FROM = 32 << 20
 _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 # Of what training keeps, by width in units of the hidden size: the widest blocks fill holes that others have left.
 # From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 6 %.
-_KEPT_HEAP_FACTORS = {1: 2.0, 3: 2.0, 4: 1.1}
+_KEPT_HEAP_FACTORS: dict[float, float] = {1: 2.0, 3: 2.0, 4: 1.1}
 
 # (columns in, columns out) in units of the hidden size
 _SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
@@ -145,12 +146,13 @@ def predict(
                 moment = 1 if "8bit" in optimizer and entries >= 4096 else 4
                 adapter += layers * entries * (4 + 4 + 2 * moment)
         unit = tokens * hidden * size
-        # both norms' inputs, attention's output, the adapters' inputs with their dropout masks; q, k, v; GELU's input
-        widths = [1] * (3 + (2 if dropout > 0 else 1) * len(targets)) + [3, 4]
+        widths = _kept(targets, dropout, size, hidden // config.n_head, device)
         if gradient_checkpointing:
             activations = float((sum(widths) + layers) * unit)
         else:
-            activations = layers * sum(w * unit * _holes(w * unit, device, _KEPT_HEAP_FACTORS[w]) for w in widths)
+            activations = layers * sum(
+                w * unit * _holes(w * unit, device, _KEPT_HEAP_FACTORS.get(w, 1.0)) for w in widths
+            )
         # backward through the GELU: its gradient, the rounded gradient, the int32 product and its scaled copy
         scratch = tokens * hidden * (4 * size * 2 + 4 + 4 * 2)
     else:
@@ -163,6 +165,17 @@ def predict(
         scratch += 4.0 * hidden * hidden * size
     overhead = _CPU_OVERHEAD if device.type == "cpu" else 0.0
     return MemoryEstimate(weights, adapter, float(activations), float(scratch), overhead)
+
+
+def _kept(targets: tuple[str, ...], dropout: float, size: int, head_dim: int, device: torch.device) -> list[float]:
+    """What a layer keeps per token for its backward pass, block by block, in multiples of the hidden size."""
+    inputs = [_SHAPES[target][0] for target in targets]
+    if device.type == "cpu":
+        # both norms' inputs, attention's output; the adapters' inputs, their dropout masks; q, k, v; GELU's input
+        return [1, 1, 1, *inputs, *(inputs if dropout > 0 else []), 3, 4]
+    # q, k, v and attention's output carry ALiBi's columns; PEFT casts an adapter's input to fp32, a mask has a byte
+    attention = 4 * (1 + ALIBI_COLUMNS / head_dim)
+    return [1, 1, attention, 4, *(width * (4 + (dropout > 0)) / size for width in inputs)]
 
 
 def _holes(size: float, device: torch.device, factor: float = _HEAP_FACTOR) -> float:

@@ -28,6 +28,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from catalogues import CLDR, annotation_rows, catalogue_rows
+from catalogues import LICENCE as CATALOGUES
 from dictionaries import LICENCE as DICTIONARIES
 from dictionaries import gloss, load
 from translate import LICENCE as TRANSLATED
@@ -75,13 +77,13 @@ KEYED = [
 # first, more where words fall to pieces; those with neither, hardly.
 FAVOUR = {
     "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 3.0, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "vi": 0.7, "id": 0.7,
-    "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5, "sv": 0.6, "ro": 1.5, "cs": 0.4, "mr": 1.0, "bn": 1.0,
+    "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5, "sv": 1.0, "ro": 1.5, "cs": 0.8, "mr": 1.0, "bn": 1.0,
     "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
-    "sw": 0.2,
+    "sw": 0.2, "az": 1.0, "fa": 1.0, "kk": 1.0, "ky": 1.0, "sr": 1.0, "ug": 1.0, "uz": 1.0,
 }  # fmt: skip
 SINGLE_WORDS = ["freedict", "wordfreq"]  # sources of words, not of sentences
-NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses"]  # sources that do not show how often a language uses a word
+NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses", "cldr"]  # sources that do not show how often a language uses a word
 UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endings that are words themselves
 READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 """The languages that the second teacher reads (`second_teacher.py`)."""
@@ -232,6 +234,18 @@ def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
             yield "wordfreq", "CC BY-SA 4.0", {lang: word}
 
 
+def software_rows(catalogues: Path | None, annotations: Path | None, most: int) -> Iterator[tuple[str, str, Row]]:
+    """What programs say and what emoji are called; a sixth as much in languages with a share of less than a half."""
+    languages = set(ISO.values()) - {"en"}
+    if catalogues:
+        limit = Counter({lang: most if FAVOUR.get(lang, 0.5) >= 0.5 else most // 6 for lang in languages})
+        for row in catalogue_rows(catalogues, languages, limit):
+            yield "catalogues", CATALOGUES, row
+    if annotations:
+        for row in annotation_rows(annotations, languages):
+            yield "cldr", CLDR, row
+
+
 def hub_rows(noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
     from datasets import load_dataset
 
@@ -253,6 +267,9 @@ def main() -> None:
     parser.add_argument("--dictionaries", type=Path, help="folder of FreeDict's files as dictd reads them")
     parser.add_argument("--glosses", type=int, default=30000, help="of English sentences, for each language")
     parser.add_argument("--apertium", type=int, default=0, metavar="N", help="N English sentences, translated by rules")
+    parser.add_argument("--catalogues", type=Path, help="folder of gettext catalogues, for example /usr/share/locale")
+    parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
+    parser.add_argument("--annotations", type=Path, help="folder of the npm package cldr-annotations-full")
     parser.add_argument("--words", type=int, default=30000, help="frequent words (wordfreq) of each language")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
     args = parser.parse_args()
@@ -295,6 +312,7 @@ def main() -> None:
     if args.apertium:
         rows.append(translated())
     rows.append(word_rows(args.words))
+    rows.append(software_rows(args.catalogues, args.annotations, args.messages))
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence
