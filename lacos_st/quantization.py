@@ -105,7 +105,7 @@ def resolve_compute_form(form: str, device: torch.device | str, training: bool) 
         form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``.
         device: Where the model runs.
         training: Whether the form is for training steps. On CUDA ``auto`` keeps 16-bit activations in both (an H200
-            encodes 1.4 to 1.7 x as fast with them; `benchmarks/gpu.py`), on a CPU with fast bf16 and no compiler in
+            encodes 1.4 to 1.9 x as fast with them; `benchmarks/gpu.py`), on a CPU with fast bf16 and no compiler in
             training. Elsewhere gradients are rounded to 8 bits too: over 24 layers that costs LoRA's gradients 0.028
             in relative error, as bf16 does (0.029).
 
