@@ -133,7 +133,7 @@ def clusters(vectors: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
         ]
         return torch.cat([part.argmax(1) for part in parts])
 
-    sample = vectors[: 16 * count]
+    sample = vectors[np.sort(random.choice(len(vectors), min(len(vectors), 16 * count), replace=False))]
     label = nearest(sample)
     centres = torch.nn.functional.normalize(
         centres.index_add(0, label, torch.from_numpy(sample.astype(np.float32))), dim=-1

@@ -25,12 +25,16 @@ LEXICAL: dict[str | None, float] = {
     **dict.fromkeys(READ, 0.45),
     **dict.fromkeys(("de", "nl", "pl", "ru", "tr"), 0.5),
     **dict.fromkeys(("en", "ja", "zh"), 0.15),
-    "hi": 0.65,
+    **dict.fromkeys(("az", "bn", "fa", "hi", "kk", "ky", "mr", "sr", "ug", "uz"), 0.65),
     None: 0.5,
 }
 """Share of the spelling in a target: less where a teacher speaks the language or characters are words, more where words
 are long or translations few."""
-OWN = {"hi": 0.75, "nl": 0.6, "pl": 0.65, "ru": 0.65}
+OWN = {
+    **dict.fromkeys(("az", "hi", "kk", "ky", "uz"), 0.75),
+    **dict.fromkeys(("pl", "ru"), 0.65),
+    **dict.fromkeys(("nl", "ro"), 0.6),
+}
 """Share of what `own.py` says, in place of the spelling."""
 
 
