@@ -118,10 +118,14 @@ def main() -> None:
             print(json.dumps({name: results[name], "took": time.perf_counter() - started}), flush=True)
             free()
             if arguments.output:
+                arguments.output.parent.mkdir(parents=True, exist_ok=True)
                 arguments.output.write_text(json.dumps(results, indent=1) + "\n")
+    failed = [name for name, found in results.items() if "failed" in found]
     for several in ("speed", "7.1B, a training step"):
         results |= results.pop(several, {})
-    report(results, arguments.output)
+    report(results, None)
+    if failed:
+        raise SystemExit(f"Failed: {', '.join(failed)}.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """The prediction follows what is really stored, and scales as the causes do."""
 
+import json
 import os
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from lacos_st import memory
 from lacos_st.errors import LacosError
 from lacos_st.memory import auto_batch_size, predict, reset_peak, resident_bytes
 
+ROOT = Path(__file__).parents[1]
 SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
 
 
@@ -64,6 +67,27 @@ def test_what_costs_more_is_predicted_to_cost_more():
     assert predict(SMALL, batch_size=64, length=64, training=False).total < base.total
     exact = {"quantization": "none", "dtype": torch.float32}
     assert predict(SMALL, batch_size=64, length=64, **exact).total > base.total
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_gpus_peak_at_7b1_is_predicted_as_it_was_measured(checkpointing):
+    """On an H200 by `benchmarks/gpu.py`: a step of 128 texts of 39.5 tokens on average."""
+    results = json.loads((ROOT / "docs/benchmarks/h200/gpu.json").read_text(encoding="utf-8"))
+    measured = results["7.1B, a training step"][f"7.1B, 64 pairs, ours{', checkpointing' * checkpointing}"]["peak GB"]
+    config = BloomConfig(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32)
+    estimate = predict(
+        config, length=39, dropout=0.0, device="cuda", dtype=torch.bfloat16, gradient_checkpointing=checkpointing
+    )
+    assert estimate.total / 1e9 == pytest.approx(measured, rel=0.03)
+
+
+def test_an_adapter_on_every_layer_keeps_their_inputs():
+    """As measured on the same GPU: the four inputs in fp32, 14 H in 16-bit units, and a byte each for dropout."""
+    one, every = ("query_key_value",), ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+    gpu = partial(predict, SMALL, batch_size=64, length=64, device="cuda", dtype=torch.bfloat16)
+    unit = 2 * 64 * 64 * 1024 * 2 * 24
+    assert gpu(targets=every, dropout=0.0).activations - gpu(targets=one, dropout=0.0).activations == 12 * unit
+    assert gpu(targets=every, dropout=0.1).activations - gpu(targets=every, dropout=0.0).activations == 3.5 * unit
 
 
 def test_weights_in_8_bits_are_about_half_of_16():

@@ -139,6 +139,10 @@ def test_deepcopy_dtype_and_device_moves_keep_the_bytes():
     assert torch.equal(layer.int8_weight()[1], scales)
 
 
+def test_a_gpu_keeps_16_bit_activations():
+    assert {resolve_compute_form("auto", "cuda", training) for training in (False, True)} == {"w8a16"}
+
+
 @pytest.mark.parametrize("form", ["w8a8", "w8a16", "bnb"])
 def test_weights_are_held_once(form):
     layer = lacos_layer(form)
