@@ -6,6 +6,7 @@ sentence-transformers in a process that has never heard of this package. `gpu.py
 a small configuration tests it.
 """
 
+import argparse
 import gzip
 import json
 import subprocess
@@ -18,16 +19,12 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from common import free, sentences, time_interleaved
-from peft import LoraConfig
-from train import step
-from transformers import AutoModel, AutoTokenizer, BitsAndBytesConfig, BloomConfig, BloomModel
+from train import step, trainable
+from transformers import AutoTokenizer, BloomConfig, BloomModel
 
 from lacos_st import LacosConfig, train
-from lacos_st.bloom import accelerate_
 from lacos_st.embedded import embedded_directory
-from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.memory import predict, reset_peak, resident_bytes
-from lacos_st.quantization import default_compute_dtype
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9
@@ -60,8 +57,9 @@ class Peak:
 def write_checkpoint(folder: Path, sizes: dict[str, int], device: str) -> Path:
     """A random checkpoint with bloom-mini's tokenizer, whose entries the larger table has room for."""
     torch.manual_seed(0)
+    dtype = torch.bfloat16 if device != "cpu" else torch.float32
     with torch.device(device):
-        model = BloomModel(BloomConfig(**sizes)).to(torch.bfloat16 if device != "cpu" else torch.float32)
+        model = BloomModel._from_config(BloomConfig(**sizes), dtype=dtype)
     model.save_pretrained(folder, max_shard_size="5GB" if device != "cpu" else "200KB")
     AutoTokenizer.from_pretrained(embedded_directory("bloom-mini")).save_pretrained(folder)
     return folder
@@ -87,10 +85,12 @@ def end_to_end(base: Path, folder: Path, device: str, steps: int = 6) -> dict[st
     if device != "cpu":
         torch.cuda.set_per_process_memory_fraction(LIMIT / torch.cuda.mem_get_info()[1])
     started, peak = time.perf_counter(), Peak(device)
-    model = train(LacosConfig.from_dict(recipe | changes))
-    record = model.training_record
-    if device != "cpu":
-        torch.cuda.set_per_process_memory_fraction(1.0)
+    try:
+        model = train(LacosConfig.from_dict(recipe | changes))
+    finally:
+        if device != "cpu":
+            torch.cuda.set_per_process_memory_fraction(1.0)
+    record, seconds, most = model.training_record, time.perf_counter() - started, peak.gigabytes()
     texts = ["A man plays the guitar.", "Someone makes music.", "The stock market fell sharply today."]
     ours = model.encode(texts, convert_to_tensor=True).float().cpu()
     found = folder / "stock.pt"
@@ -108,33 +108,20 @@ def end_to_end(base: Path, folder: Path, device: str, steps: int = 6) -> dict[st
         "steps": record["steps"],
         "trainable parameters": record["trainable_parameters"],
         "seconds of training, with two evaluations": record["seconds"],
-        "seconds in all, loading and saving too": time.perf_counter() - started,
-        "peak GB": peak.gigabytes() if device == "cpu" else record["peak_bytes"] / GB,
+        "seconds in all, loading and saving too": seconds,
+        "peak GB": most,
         "limit GB": LIMIT / GB,
         "losses": [entry["loss"] for entry in record["log"] if "loss" in entry],
         "stock sentence-transformers: lowest cosine to ours": torch.cosine_similarity(ours, stock).min().item(),
     }
 
 
-def load(name: str, base: Path, device: str, checkpointing: bool) -> BloomModel:
-    """Ours or stock in 8 bits, with a new adapter, training."""
-    dtype = default_compute_dtype(device, "w8a16")
-    quantized = BitsAndBytesConfig(load_in_8bit=True)
-    model = AutoModel.from_pretrained(base, dtype=dtype, device_map={"": device}, quantization_config=quantized)
-    if name == "ours":
-        quantize_embedding_(model, dtype)
-        model = accelerate_(model)
-    model.requires_grad_(False)
-    model.add_adapter(LoraConfig(r=16, lora_alpha=32, target_modules=["query_key_value"]))
-    if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model.train()
-
-
 def measure(name: str, base: Path, device: str, pairs: int, checkpointing: bool) -> dict[str, float]:
     """Seconds and peak memory of encoding, and of whole training steps, 8-bit Adam included, loading left out."""
     ids, mask = (tensor.to(device) for tensor in sentences(2 * pairs, 8, 64))
-    model = load(name, base, device, checkpointing)
+    model = trainable(name, str(base), device)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = bnb.optim.AdamW8bit(parameters, lr=1e-4)
     peak, times = Peak(device), []
@@ -147,7 +134,7 @@ def measure(name: str, base: Path, device: str, pairs: int, checkpointing: bool)
         times.append(time.perf_counter() - started)
     found = {"seconds a step": min(times[1:]), "peak GB": peak.gigabytes()}
     found["gradients finite"] = float(all(bool(p.grad.isfinite().all()) for p in parameters))
-    if name == "ours":
+    if name == "ours auto":
         expected = predict(
             model.config,
             batch_size=pairs,
@@ -169,14 +156,31 @@ def compare(base: Path, device: str, pairs: int) -> dict[str, dict[str, float]]:
     """`measure` of ours and stock on the same batch, each in a process of its own."""
     results: dict[str, dict[str, float]] = {}
     for checkpointing in (False, True):
-        for name in ("stock int8 bf16", "ours"):
-            command = [sys.executable, __file__, name, str(base), device, str(pairs), "x" * checkpointing]
-            done = subprocess.run(command, check=True, capture_output=True, text=True)
-            key = f"7.1B, {pairs} pairs, {name}{', checkpointing' if checkpointing else ''}"
+        for name in ("stock int8 bf16", "ours auto"):
+            command = [
+                sys.executable,
+                __file__,
+                name,
+                str(base),
+                device,
+                str(pairs),
+                *["--checkpointing"] * checkpointing,
+            ]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            key = f"7.1B, {pairs} pairs, {name.removesuffix(' auto')}{', checkpointing' if checkpointing else ''}"
             results[key] = json.loads(done.stdout.splitlines()[-1])
     return results
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=measure.__doc__)
+    parser.add_argument("name")
+    parser.add_argument("base", type=Path)
+    parser.add_argument("device")
+    parser.add_argument("pairs", type=int)
+    parser.add_argument("--checkpointing", action="store_true")
+    print(json.dumps(measure(**vars(parser.parse_args()))))
+
+
 if __name__ == "__main__":
-    which, where, on, count, checkpoints = sys.argv[1:]
-    print(json.dumps(measure(which, Path(where), on, int(count), bool(checkpoints))))
+    main()

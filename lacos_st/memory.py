@@ -8,14 +8,17 @@ length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 
 - *adapter*: LoRA's fp32 parameters, their gradients, and Adam's two moments (one byte each for tensors of at
   least 4,096 entries under 8-bit Adam, which leaves smaller ones in 32 bits);
 - *activations*: training keeps per token and layer what the backward pass reads. Frozen 8-bit layers keep
-  nothing, so that is the inputs of both layer norms (2H), the adapter's input and its dropout mask (2H; 2.5 in
-  16 bits, as the adapter computes in fp32), queries, keys and values (3H), the attention's output (H) and the
-  GELU's input (4H): about 12H. Gradient checkpointing keeps H and holds the rest for one layer at a time;
+  nothing, so that is the inputs of both layer norms (2H), the adapter's input and its dropout mask (2H; 2.5
+  on CUDA in 16 bits, as the adapter computes in fp32), queries, keys and values (3H), the attention's output
+  (H) and the GELU's input (4H): about 12H. Gradient checkpointing keeps H and holds the rest for one layer at
+  a time;
 - *scratch*: the widest stretch of one layer, int32 products included, and for ``w8a16`` the largest weight
   matrix cast to the activations' dtype.
 
-On CUDA this is the peak that PyTorch's allocator reports; on a CPU the growth of the resident process from
-before the weights were loaded, with an allowance for what oneDNN and the allocator keep (`_CPU_OVERHEAD`).
+On CUDA this is the peak that PyTorch's allocator reports, without autocast (with it a layer keeps its norms'
+inputs in fp32 and the adapters' in 16 bits: 1H more with one adapter, less with four); on a CPU the growth of
+the resident process from before the weights were loaded, with an allowance for what oneDNN and the allocator
+keep (`_CPU_OVERHEAD`).
 """
 
 import os

@@ -81,8 +81,8 @@ def default_compute_dtype(device: torch.device | str, form: str) -> torch.dtype:
     """Return the fastest dtype that is safe for activations on ``device``.
 
     CPU: bf16 where its products are fast, else fp32; never fp16, which CPUs emulate. In ``w8a8`` products are of
-    integers, and what lies between them is fastest in the fused kernels, which take fp32. CUDA: bf16 from Ampere on,
-    else fp16.
+    integers, and what lies between them is fastest in the fused kernels, which take fp32. CUDA: bf16 from Ampere on
+    (and where there is no GPU to ask), else fp16.
 
     Args:
         device: Where the model runs.
@@ -93,7 +93,8 @@ def default_compute_dtype(device: torch.device | str, form: str) -> torch.dtype:
     """
     device = torch.device(device)
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+        modern = not torch.cuda.is_available() or torch.cuda.get_device_capability(device)[0] >= 8
+        return torch.bfloat16 if modern else torch.float16
     fused = form == "w8a8" and kernels.library() is not None
     return torch.bfloat16 if has_fast_bf16() and not fused else torch.float32
 

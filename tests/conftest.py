@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # tests are of the CPU; benchmarks/gpu.py checks a GPU
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests are of the CPU; benchmarks/gpu.py checks a GPU
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 # Machines that run tests are busy: how long an example takes is no test.

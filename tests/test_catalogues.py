@@ -34,7 +34,13 @@ def test_messages_of_either_byte_order(tmp_path, order):
 
 def test_what_is_no_catalogue_or_not_in_utf8_is_left_out(tmp_path):
     path = tmp_path / "a.mo"
-    for content in (b"", b"text", compiled({"The cafe is open": "Das Café ist offen"}, encoding="latin-1")):
+    for content in (
+        b"",
+        b"text",
+        compiled(
+            {"A shop is open": "Ein Laden ist offen", "The cafe is open": "Das Café ist offen"}, encoding="latin-1"
+        ),
+    ):
         path.write_bytes(content)
         assert list(messages(path)) == []
 
@@ -44,13 +50,16 @@ def test_what_is_no_catalogue_or_not_in_utf8_is_left_out(tmp_path):
     [
         (
             "menu\4_Open the old file\u2026",
-            "Die alte Datei ö_ffnen\u2026",
-            [("Open the old file", "Die alte Datei öffnen")],
+            "Alte Datei &laden (~L)\u2026",
+            [("Open the old file", "Alte Datei laden")],
         ),
         ("<b>Nobody came today</b>", "<b>Niemand kam heute</b>", [("Nobody came today", "Niemand kam heute")]),
         ("Who goes there?\nWe are friends.", "Wer da?\nWir sind Freunde.", None),
         ("Cannot open %s for reading", "Kann %s nicht lesen", []),
         ("The same in both", "The same in both", []),
+        ("Set max_size to a number", "Eine Zahl für max_size", []),
+        ("Ask AT&T for help", "AT&T um Hilfe bitten", [("Ask AT&T for help", "AT&T um Hilfe bitten")]),
+        ("Not &lt;here&gt; but there", "Nicht &lt;hier&gt;", []),
         ("Too short", "Zu kurz", []),
     ],
 )

@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 LICENCE, CLDR = "GPL / LGPL / MPL-2.0 / BSD (by program)", "Unicode-3.0"
-OTHER_SCRIPTS = {"zh_TW", "zh_HK", "uz@cyrillic", "ca@valencia", "tt@iqtelif", "pa_PK"}
-CODE = re.compile(r"[{}%$|\\@#=<>/^*\[\]]|\w[_.]\w|--|\.\.\.|https?:")  # what no sentence has
-TAG, MNEMONIC = re.compile(r"</?[a-zA-Z][^<>]*>"), re.compile(r"[_&~](?=\w)|\(_\w\)")
+LEFT_OUT = {"zh_TW", "zh_HK", "uz@cyrillic", "ca@valencia", "tt@iqtelif", "pa_PK"}  # scripts that no STS set has
+CODE = re.compile(r"[{}%$|\\@#=<>/^*\[\]]|\w[_.~]\w|--|\.\.\.|https?:|&\w+;")  # what no sentence has
+TAG, MNEMONIC = re.compile(r"</?[a-zA-Z][^<>]*>"), re.compile(r"\([_&~]\w\)|(?<!\w)[_&~](?=\w)(?!\w+;)")
 
 
 def messages(path: Path) -> Iterator[tuple[str, str]]:
@@ -32,14 +32,15 @@ def messages(path: Path) -> Iterator[tuple[str, str]]:
     if order is None:
         return
     _, count, *tables = struct.unpack(f"{order}4I", data[4:20])
-    for i in range(count):
-        sides = [struct.unpack_from(f"{order}2I", data, table + 8 * i) for table in tables]
-        try:
-            message, translation = (data[at : at + size].split(b"\0")[0].decode() for size, at in sides)
-        except UnicodeDecodeError:
-            return
-        if message and translation:  # an empty one holds the header
-            yield message, translation
+    sides = [
+        [data[at : at + size].split(b"\0")[0] for size, at in struct.iter_unpack(f"{order}2I", data[i : i + 8 * count])]
+        for i in tables
+    ]
+    try:
+        pairs = [(message.decode(), translation.decode()) for message, translation in zip(*sides, strict=True)]
+    except UnicodeDecodeError:
+        return
+    yield from (pair for pair in pairs if all(pair))  # an empty message holds the header
 
 
 def sentences(message: str, translation: str) -> Iterator[tuple[str, str]]:
@@ -62,7 +63,7 @@ def catalogue_rows(folder: Path, languages: Iterable[str], most: Counter[str]) -
     for path in sorted(folder.rglob("LC_MESSAGES/*.mo")):
         name = path.parents[1].name
         lang = re.split("[_@]", name)[0]
-        if lang not in languages or name in OTHER_SCRIPTS or path.name.startswith("iso_"):
+        if lang not in languages or name in LEFT_OUT or path.name.startswith("iso_"):
             continue  # iso_*: seven thousand names of languages
         for message, translation in messages(path):
             for english, other in sentences(message, translation):

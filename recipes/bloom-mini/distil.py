@@ -131,7 +131,9 @@ def main() -> None:
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
     parser.add_argument("--loudness", type=float, default=0.0, help="weight of how loudly rare tokens should speak")
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
-    parser.add_argument("--glosses", type=float, default=1.0, help="weight of dictionaries beside other sources")
+    parser.add_argument(
+        "--glosses", type=float, default=1.0, help="weight of dictionaries and names of emoji beside other sources"
+    )
     parser.add_argument("--round", action="store_true", help="read the table as 4 bits will have it")
     parser.add_argument(
         "--keep", type=float, default=1.0, help="share of the steps in which a layer's attention is there"
