@@ -82,7 +82,7 @@ def test_a_gpus_peak_at_7b1_is_predicted_as_it_was_measured(checkpointing):
 
 
 def test_an_adapter_on_every_layer_keeps_their_inputs():
-    """As measured on the same GPU: the four inputs in fp32, 14 H in 16-bit units, and a byte each for dropout."""
+    """PEFT casts them to fp32: 14 H in 16-bit units, and a byte each for dropout."""
     one, every = ("query_key_value",), ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
     gpu = partial(predict, SMALL, batch_size=64, length=64, device="cuda", dtype=torch.bfloat16)
     unit = 2 * 64 * 64 * 1024 * 2 * 24
