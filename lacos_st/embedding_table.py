@@ -62,19 +62,7 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq = self.sparse = False
         self.dtype = dtype
-        self._set(*quantize_table(table.detach()))
-
-    @classmethod
-    def from_quantized(
-        cls, rows: Tensor, absmax: Tensor, dtype: torch.dtype, padding_idx: int | None = None
-    ) -> "LacosEmbedding8bit":
-        """Wrap a table that is int8 already: rows (V, H) int8 and absmax (V,) (bf16-representable)."""
-        layer = cls(torch.zeros(1, rows.shape[1]), dtype, padding_idx)
-        layer.num_embeddings = len(rows)
-        layer._set(rows, absmax.float())
-        return layer
-
-    def _set(self, rows: Tensor, absmax: Tensor) -> None:
+        rows, absmax = quantize_table(table.detach())
         # Buffers: sentence-transformers casts modules to the dtype of a model's first parameter, and what is set on a
         # tensor is lost on the way to another process.
         self.register_buffer("weight", rows)
