@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LacosConfig": "config",
     "LacosTransformer": "transformer",
+    "LacosDense": "dense",
     "LacosPooling": "pooling",
     "LacosSentenceTransformer": "model",
     "accelerate": "model",

@@ -3,7 +3,8 @@
     model.safetensors, config.json            the base, where the model is self-contained
     adapter/, adapter/<name>/                 the active adapter and the others; without a base: `.` and `<name>/`
     lacos.json                                what stock ST has no field for and ignores
-    checkpoint-<step>/                        the Trainer's: adapters only, by reference to the base
+    1_Dense/, 2_Pooling/, ...                 the modules after the transformer
+    checkpoint-<step>/                        the Trainer's: without the base, by reference to it
 
 Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
 beside its target and then moved, so that no reader ever sees half of one.
@@ -121,13 +122,13 @@ def is_hub_name(name: str | None) -> bool:
 
 
 class AdapterCheckpoint:
-    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`: adapters without a base."""
+    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`: all but the base."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Its adapters' tensors as in the model's own state dict.
+        """Tensors of its adapters and of its other modules, as in the model's own state dict.
 
         Raises:
             LacosError: A file is missing or damaged.
@@ -138,9 +139,14 @@ class AdapterCheckpoint:
             state = read_adapter(self.directory, names[0])
             for name in names[1:]:
                 state |= read_adapter(self.directory / name, name)
+            state = {f"0.{key}": tensor for key, tensor in state.items()}
+            for module in json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))[1:]:
+                weights = self.directory / module["path"] / "model.safetensors"
+                if weights.is_file():
+                    state |= {f"{module['name']}.{key}": tensor for key, tensor in load_file(weights).items()}
         except Exception as error:  # safetensors' own error type is private
             raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
-        return {f"0.{key}": tensor for key, tensor in state.items()}
+        return state
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:

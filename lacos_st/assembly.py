@@ -59,8 +59,9 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
     )
     if model.is_plain_checkpoint and config.max_seq_length is None:
         model.max_seq_length = TRAINING_LENGTH
-    if config.pooling not in (None, model[1].pooling_mode):
-        model[1] = LacosPooling(model.get_embedding_dimension(), config.pooling)
+    if config.pooling not in (None, model.pooling.pooling_mode):
+        place = list(model).index(model.pooling)
+        model[place] = LacosPooling(model.pooling.embedding_dimension, config.pooling)
     if model.transformer.adapter_names:
         model.transformer.set_trainable()
         kept = {key: value for key, value in adapter_settings(model).items() if value != getattr(config, key)}

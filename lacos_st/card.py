@@ -41,7 +41,7 @@ def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
         "adapters": ", ".join(f"{name} (rank {c.r}, {_targets(c.target_modules)})" for name, c in adapters.items())
         or "none",
         "template": transformer.template,
-        "pooling": model[1].pooling_mode,
+        "pooling": model.pooling.pooling_mode,
         "max_seq_length": model.max_seq_length,
         "dimension": model.get_embedding_dimension(),
     }

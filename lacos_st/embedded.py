@@ -157,6 +157,10 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     shutil.copytree(source, target)
     for file in ("model.safetensors", *_SHARED):  # the base's own, which `unpack` puts there
         (target / file).unlink()
+    for settings in (ASSETS / "bloom-mini").glob("*/config.json"):  # modules that are the base's own as well
+        own = target / settings.parent.name
+        if (own / "config.json").is_file() and (own / "config.json").read_bytes() == settings.read_bytes():
+            shutil.rmtree(own)
     for file in ("README.md", "training.json"):  # they name the directories of the machine that trained it
         text = (target / file).read_text(encoding="utf-8")
         for path, name in paths.items():
@@ -210,8 +214,11 @@ def _write(name: str, directory: Path) -> None:
     unpacked = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in packed.items()}
     save_file(unpacked, directory / "model.safetensors", metadata={"format": "pt"})
     (directory / "model.safetensors").chmod(0o644)
-    unpacked_already = shutil.ignore_patterns("model.safetensors", f"{_TOKENIZER}.gz")
-    shutil.copytree(source, directory, ignore=unpacked_already, dirs_exist_ok=True)
+    for entry in source.iterdir():
+        if entry.is_dir():  # sentence-transformers' modules over the base
+            shutil.copytree(entry, directory / entry.name)
+        elif entry.name not in ("model.safetensors", f"{_TOKENIZER}.gz"):
+            shutil.copyfile(entry, directory / entry.name)
     (directory / _TOKENIZER).write_bytes(gzip.decompress((source / f"{_TOKENIZER}.gz").read_bytes()))
     config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"dtype": "float32"}
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -7,8 +7,8 @@ It is ST's class with three differences.
 - Saving: a directory that stock `SentenceTransformer` loads without this package. `modules.json` names stock
   classes; the base lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter.
   Everything is written beside the target first and then moved, so that no reader ever sees half a model.
-- Checkpoints: in a directory that the Trainer names `checkpoint-<step>` only the adapter is written, and reloading
-  one (best model, resume) reads only the adapter: the 8-bit base in memory is never touched.
+- Checkpoints: in a directory that the Trainer names `checkpoint-<step>` all but the base is written, and reloading one
+  (best model, resume) reads no base: the 8-bit one in memory is never touched.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from typing import Any, Self
 import bitsandbytes as bnb
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from torch import nn
 
 from lacos_st.artifact import RECORD, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
+from lacos_st.dense import LacosDense
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
@@ -39,7 +40,7 @@ from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.transformer import LacosTransformer
 
-_STOCK = {LacosTransformer: Transformer, LacosPooling: Pooling}
+_STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling}
 
 
 def _fullname(cls: type) -> str:
@@ -88,8 +89,11 @@ class LacosSentenceTransformer(SentenceTransformer):
         path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         with _without_dtype_advice():
             super().__init__(path, modules=modules, **kwargs)
-        if modules is None and is_trainable:
-            self.transformer.set_trainable()
+        if modules is None:
+            for module in list(self)[1:]:  # saved with the base, and no part of what an adapter learns
+                module.requires_grad_(False)
+            if is_trainable:
+                self.transformer.set_trainable()
         self._check_template()
         self.training_record: dict[str, Any] | None = None
 
@@ -103,6 +107,18 @@ class LacosSentenceTransformer(SentenceTransformer):
         if not isinstance(self[0], LacosTransformer):
             raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
         return self[0]
+
+    @property
+    def pooling(self) -> Pooling:
+        """The module that makes one embedding of a text's tokens.
+
+        Raises:
+            LacosError: There is none.
+        """
+        for module in self:
+            if isinstance(module, Pooling):
+                return module
+        raise LacosError("The model has no pooling: make it of [LacosTransformer(...), LacosPooling(...)].")
 
     def _check_template(self) -> None:
         transformer = self.transformer

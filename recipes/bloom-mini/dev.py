@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="rows per set other than English")
     args = parser.parse_args()
     options = {}
-    if Path(args.model, "config.json").is_file() and not Path(args.model, "modules.json").is_file():
+    if Path(args.model, "config.json").is_file() and not Path(args.model, "lacos.json").is_file():
         options = {"pooling": "mean", "transformer_options": {"quantization": "none"}}  # a stage's checkpoint
     model = LacosSentenceTransformer(args.model, **options)
     encoder = partial(model.encode, batch_size=256, normalize_embeddings=True, show_progress_bar=False)

@@ -9,10 +9,9 @@ import tempfile
 from pathlib import Path
 
 from collect import READ
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
-from lacos_st.bloom import LacosBloomModel
 from lacos_st.embedded import ASSETS, pack
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
@@ -28,9 +27,11 @@ language: [{languages}]
 A small multilingual BLOOM for sentence embeddings: {layers} layers of {hidden}, {heads} heads, {vocabulary:,}
 byte-level BPE entries, {parameters:.1f} million parameters in 8 bits (the table, inside the package, in 4). Tokens see
 both sides (`is_causal: false`, which transformers reads from 5.2 on), with ALiBi.
-It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter. Its sentence embedding is the mean of
-all tokens (`1_Pooling/` says so); the tokenizer appends `</s>`. The last two dimensions of an embedding are close to 0:
-the model keeps there what a token should not say.
+It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter.
+
+A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU over every token's state (`1_Dense/`), the
+mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`. The
+last two dimensions of a state are silent: the model keeps there what a token should not say.
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
@@ -56,16 +57,16 @@ Sentences per language: {counts}.
 """
 
 
-def card(model: LacosBloomModel, report: dict) -> str:
+def card(config: BloomConfig, width: int, parameters: int, report: dict) -> str:
     sources = report["sources"]
-    config = model.config
     return CARD.format(
         languages=", ".join(sorted(lang for lang, _ in report["sentences"])),
         layers=config.n_layer,
         hidden=config.hidden_size,
         heads=config.n_head,
         vocabulary=config.vocab_size,
-        parameters=sum(p.numel() for p in model.parameters()) / 1e6,
+        width=width,
+        parameters=parameters / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
         noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
         read=", ".join(sorted(READ - {"en"})),
@@ -80,26 +81,30 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ASSETS / "bloom-mini")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"), help="where sources.json lies")
     args = parser.parse_args()
-    model = LacosBloomModel.from_pretrained(args.model)
+    shutil.rmtree(args.output, ignore_errors=True)
+    sentences = LacosSentenceTransformer(
+        args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
+    )
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        sentences.transformer.model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         tokenizer.backend_tokenizer.no_truncation()  # a length that was used last is saved otherwise
         tokenizer.init_kwargs = {k: v for k, v in tokenizer.init_kwargs.items() if k in KEEP}
         tokenizer.save_pretrained(folder)
         pack(folder, args.output)
-        # A sentence-transformers directory in stock's terms: the base says itself how it is pooled.
-        sentences = LacosSentenceTransformer(
-            folder, pooling="mean", transformer_options={"quantization": "none", "max_seq_length": 128}
-        )
+        # The base says itself, in stock sentence-transformers' terms, how its states become an embedding.
+        for module in list(sentences)[1:]:
+            module.half()
         sentences.save(f"{folder}/saved", create_model_card=False)
-        for name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling"):
-            if (source := Path(folder, "saved", name)).is_dir():
-                shutil.copytree(source, args.output / name, dirs_exist_ok=True)
-            else:
-                shutil.copyfile(source, args.output / name)
+        for source in Path(folder, "saved").iterdir():
+            if source.is_dir():
+                shutil.copytree(source, args.output / source.name)
+            elif source.name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+                shutil.copyfile(source, args.output / source.name)
+    config, width = sentences.transformer.config, sentences.get_embedding_dimension()
+    parameters = sum(p.numel() for p in sentences.parameters())
     report = json.loads((args.work_dir / "sources.json").read_text(encoding="utf-8"))
-    (args.output / "README.md").write_text(card(model, report), encoding="utf-8")
+    (args.output / "README.md").write_text(card(config, width, parameters, report), encoding="utf-8")
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {size / 1e6:.2f} MB")
 

@@ -1,14 +1,26 @@
-"""The student: BLOOM's architecture in small, and how its states become a sentence."""
+"""The student: BLOOM's architecture in small, and how its states become a sentence.
+
+    token states (tokens, hidden) -> relu(W h) (tokens, width) -> mean (sentences, width) -> layer norm
+
+A mean of states tells as much apart as it has dimensions: two random tokens have a cosine of 1 / sqrt(hidden), and with
+fifty languages' spellings in 256 dimensions that noise decides. What is not linear before the mean makes room. The rows
+of W are random and come in pairs, v and -v, so that one part of an embedding's cosine is that of the states, the other
+that of |V h|: nearly the square of it, token by token, in which what is alike by chance is not. Nothing there is
+learnt, nor is the student trained through it: both were tried, and neither was better (`docs/log.md`).
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
+from torch import Tensor, nn
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.bloom import LacosBloomModel
@@ -32,11 +44,50 @@ def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
     )
 
 
+class Widening(nn.Module):
+    """Token states -> sentence embeddings (sentences, width), of sentence-transformers' own modules, fixed.
+
+    V's columns are orthonormal, so that cosines of V h are those of h; without a bias a token that speaks quietly still
+    does. The layer norm takes away what all embeddings have in common: activations have a mean, and states have none.
+
+    Args:
+        hidden: Size of a state; its last two dimensions, which are silent, are not read.
+        width: Size of an embedding, even and at least twice that of a state.
+    """
+
+    def __init__(self, hidden: int, width: int = 512) -> None:
+        super().__init__()
+        self.dense = Dense(hidden, width, False, nn.ReLU(), module_input_name="token_embeddings")
+        self.norm = LayerNorm(width)
+        random = torch.randn(width // 2, hidden - 2, generator=torch.Generator().manual_seed(0))
+        rows = nn.functional.pad(torch.linalg.qr(random)[0], (0, 2)).half().float()  # as the package has them
+        self.dense.linear.weight.data.copy_(torch.cat([rows, -rows]))
+        self.requires_grad_(False)
+
+    def forward(self, states: Tensor, bounds: Tensor) -> Tensor:
+        """(tokens, hidden) states of sentences end to end -> (sentences, width) embeddings."""
+        return self.norm.norm(pool(self.dense({"token_embeddings": states})["token_embeddings"].float(), bounds))
+
+
 def save(model: BloomModel, output: Path, tokenizer: Path) -> None:
-    """Write a checkpoint with the tokenizer that lies in another folder."""
+    """Write a checkpoint, for sentence-transformers too if it has layers, with the tokenizer from another folder."""
     model.save_pretrained(output)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(tokenizer / name, output / name)
+    if not model.config.n_layer:
+        return
+    widening = Widening(model.config.hidden_size)
+    above = [widening.dense, Pooling(widening.dense.out_features, "mean"), widening.norm]
+    kinds = [Transformer, *map(type, above)]
+    folders = ["", *(f"{number}_{kind.__name__}" for number, kind in enumerate(kinds[1:], 1))]
+    for folder, module in zip(folders[1:], above, strict=True):
+        (output / folder).mkdir(exist_ok=True)
+        module.save(str(output / folder))
+    listing = [
+        {"idx": number, "name": str(number), "path": folder, "type": f"{kind.__module__}.{kind.__name__}"}
+        for number, (folder, kind) in enumerate(zip(folders, kinds, strict=True))
+    ]
+    (output / "modules.json").write_text(json.dumps(listing, indent=1) + "\n", encoding="utf-8")
 
 
 AMPLIFIERS, GAIN = 64, 32.0
