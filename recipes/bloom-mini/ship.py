@@ -29,9 +29,9 @@ byte-level BPE entries, {parameters:.1f} million parameters in 8 bits (the table
 both sides (`is_causal: false`, which transformers reads from 5.2 on), with ALiBi.
 It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter.
 
-A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU over every token's state (`1_Dense/`), the
-mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`. The
-last two dimensions of a state are silent: the model keeps there what a token should not say.
+A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU over every token's state (`1_Dense/`),
+the mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`.
+The last two dimensions of a state are silent: the model keeps there what a token should not say.
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
