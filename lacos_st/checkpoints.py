@@ -112,6 +112,9 @@ def _incomplete(path: Path) -> str | None:
         with safe_open(str(path / "adapter_model.safetensors"), framework="pt") as tensors:
             if not list(tensors.keys()):
                 return "its adapter is empty"
+        for weights in path.glob("*/model.safetensors"):  # of modules after the transformer
+            with safe_open(str(weights), framework="pt"):
+                pass
         for name in ("optimizer.pt", "scheduler.pt"):
             with zipfile.ZipFile(path / name) as archive:
                 if archive.testzip() is not None:

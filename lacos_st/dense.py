@@ -1,15 +1,30 @@
-"""`LacosDense`: ST's dense layer, over a transformer that computes in another dtype.
+"""`LacosDense` and `LacosLayerNorm`: ST's modules, over a transformer that computes in another dtype.
 
-A base may have one between its token embeddings and their pooling, as the embedded one has: what is not linear before
-the mean lets an embedding tell more apart than a token state has dimensions (`recipes/bloom-mini/student.py`). It
-belongs to the base and is frozen with it, in full precision; the transformer computes in what its device does best.
+A base may have such modules of its own around its pooling, as the embedded one has: what is not linear before the mean
+lets an embedding tell more apart than a token state has dimensions (`recipes/bloom-mini/student.py`). They belong to
+the base and are frozen with it.
+
+ST casts every module to the dtype of the first, which for an 8-bit base is whatever its device computes best in. These
+keep the dtype that they were made or stored in, take input in any, and follow the model to its device. Padding costs
+the dense layer nothing: it computes real tokens only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sentence_transformers.sentence_transformer.modules import Dense
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
+from torch import Tensor, nn
+
+
+def _move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    """For `nn.Module._apply`: go where `fn` takes a tensor, but not to another dtype."""
+
+    def moved(tensor: Tensor) -> Tensor:
+        return fn(tensor) if tensor.is_meta else tensor.to(fn(tensor[:0]).device)
+
+    return nn.Module._apply(module, moved, recurse)
 
 
 class LacosDense(Dense):
@@ -21,7 +36,25 @@ class LacosDense(Dense):
         torch.float32
     """
 
+    linear: nn.Linear
+    out_features: int
+    module_input_name: str
+    module_output_name: str
+    _apply = _move_only
+
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-        """As ST's, in the dtype of its own weights."""
-        name = self.module_input_name
-        return super().forward({**features, name: features[name].to(self.linear.weight.dtype)})
+        """As ST's; where there is an attention mask, padding becomes 0."""
+        name, mask = self.module_input_name, features.get("attention_mask")
+        values = features[name].to(self.linear.weight.dtype)
+        if mask is None or mask.shape != values.shape[:-1]:
+            return super().forward({**features, name: values})
+        real = mask.bool()
+        out = values.new_zeros(*mask.shape, self.out_features)
+        out[real] = super().forward({name: values[real]})[self.module_output_name]
+        return {**features, self.module_output_name: out}
+
+
+class LacosLayerNorm(LayerNorm):
+    """ST's `LayerNorm`, in its own dtype."""
+
+    _apply = _move_only

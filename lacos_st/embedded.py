@@ -157,10 +157,9 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     shutil.copytree(source, target)
     for file in ("model.safetensors", *_SHARED):  # the base's own, which `unpack` puts there
         (target / file).unlink()
-    for settings in (ASSETS / "bloom-mini").glob("*/config.json"):  # modules that are the base's own as well
-        own = target / settings.parent.name
-        if (own / "config.json").is_file() and (own / "config.json").read_bytes() == settings.read_bytes():
-            shutil.rmtree(own)
+    for theirs in (path for path in (ASSETS / "bloom-mini").iterdir() if path.is_dir()):
+        if _same_module(target / theirs.name, theirs):  # a module that is the base's own as well
+            shutil.rmtree(target / theirs.name)
     for file in ("README.md", "training.json"):  # they name the directories of the machine that trained it
         text = (target / file).read_text(encoding="utf-8")
         for path, name in paths.items():
@@ -173,11 +172,22 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     (target / "adapter" / "adapter_model.safetensors").chmod(0o644)
 
 
+def _same_module(mine: Path, theirs: Path) -> bool:
+    """Whether two folders hold the same sentence-transformers module; weights are compared in 16 bits."""
+    files = [path.name for path in theirs.iterdir()]
+    if not all((mine / name).is_file() for name in files):
+        return False
+    if (mine / "config.json").read_bytes() != (theirs / "config.json").read_bytes():
+        return False
+    weights = [load_file(folder / name) for name in files if name.endswith(".safetensors") for folder in (mine, theirs)]
+    return not weights or all(torch.equal(weights[0][key].half(), value.half()) for key, value in weights[1].items())
+
+
 def unpack(name: str, directory: str | Path) -> None:
     """Write an embedded model as a directory that stock sentence-transformers or transformers loads.
 
     Args:
-        name: "lacos-bloom" (a sentence-transformers model) or "bloom-mini" (the plain BLOOM base).
+        name: "lacos-bloom" (base and adapter) or "bloom-mini" (the base), both sentence-transformers models.
         directory: Where to; it must not exist, or be empty. It appears at once and complete.
 
     Raises:

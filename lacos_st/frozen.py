@@ -1,8 +1,8 @@
 """The frozen base: what never trains, and what keeps a reload from touching it.
 
-An 8-bit base is frozen as a whole. Its state is then no part of what a run learns: a checkpoint holds adapters only,
-and `load_state_dict` (best model, resume) takes the trained part and leaves the base alone. Stock PyTorch would cast
-floats into the int8 weights, or set them to zero, in silence.
+A base in 8 bits, or under adapters, is frozen as a whole. Its state is then no part of what a run learns: a checkpoint
+does without it, and `load_state_dict` (best model, resume) takes the trained part and leaves the base alone. Stock
+PyTorch would cast floats into the int8 weights, or set them to zero, in silence.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def freeze_(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def keep_frozen_(module: nn.Module) -> None:
-    """Let `module.load_state_dict` load the trained part alone, and miss nothing else.
+    """Let `module.load_state_dict` load the trained part alone, and miss nothing else, while its base is frozen.
 
     Args:
-        module: Holds a frozen base somewhere below it.
+        module: Holds a base somewhere below it. Its `is_base_frozen`, if it has that, says whether the base is.
     """
     hooks = _TrainedPart()
     module.register_load_state_dict_pre_hook(hooks.drop_base)
@@ -54,11 +54,12 @@ class _TrainedPart:
 
     def drop_base(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         self.prefix = prefix
-        for key in list(state_dict):
+        for key in list(state_dict) if getattr(module, "is_base_frozen", True) else []:
             if key.startswith(prefix) and not is_trained(key):
                 del state_dict[key]
 
     def expect_trained(self, module: nn.Module, incompatible: Any) -> None:
-        incompatible.missing_keys[:] = [
-            key for key in incompatible.missing_keys if not key.startswith(self.prefix) or is_trained(key)
-        ]
+        if getattr(module, "is_base_frozen", True):
+            incompatible.missing_keys[:] = [
+                key for key in incompatible.missing_keys if not key.startswith(self.prefix) or is_trained(key)
+            ]

@@ -18,7 +18,7 @@ length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 
 On CUDA this is the peak that PyTorch's allocator reports, without autocast (with it a layer keeps its norms'
 inputs in fp32 and the adapters' in 16 bits: 1H more with one adapter, less with four); on a CPU the growth of
 the resident process from before the weights were loaded, with an allowance for what oneDNN and the allocator
-keep (`_CPU_OVERHEAD`).
+keep (`_CPU_OVERHEAD`). Modules that a base has after its transformer are not counted.
 """
 
 import os

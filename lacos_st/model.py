@@ -26,13 +26,13 @@ from typing import Any, Self
 import bitsandbytes as bnb
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from torch import nn
 
 from lacos_st.artifact import RECORD, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
-from lacos_st.dense import LacosDense
+from lacos_st.dense import LacosDense, LacosLayerNorm
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
@@ -40,7 +40,8 @@ from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.transformer import LacosTransformer
 
-_STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling}
+_STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
+_KEEP_DTYPE: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm}
 
 
 def _fullname(cls: type) -> str:
@@ -87,11 +88,16 @@ class LacosSentenceTransformer(SentenceTransformer):
         self._default_pooling = pooling
         self.is_plain_checkpoint = False
         path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
+        for module in modules or []:
+            if type(module) in _KEEP_DTYPE:
+                module.__class__ = _KEEP_DTYPE[type(module)]
         with _without_dtype_advice():
             super().__init__(path, modules=modules, **kwargs)
         if modules is None:
-            for module in list(self)[1:]:  # saved with the base, and no part of what an adapter learns
-                module.requires_grad_(False)
+            frozen = self.transformer.frozen_modules
+            for name, module in self._above():
+                if frozen is None or name in frozen:
+                    module.requires_grad_(False)
             if is_trainable:
                 self.transformer.set_trainable()
         self._check_template()
@@ -107,6 +113,10 @@ class LacosSentenceTransformer(SentenceTransformer):
         if not isinstance(self[0], LacosTransformer):
             raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
         return self[0]
+
+    def _above(self) -> list[tuple[str, nn.Module]]:
+        """Name and module of what comes after the transformer."""
+        return list(self.named_children())[1:]
 
     @property
     def pooling(self) -> Pooling:
@@ -217,7 +227,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
             self_contained: Write the 8-bit base too. Default: unless the base is on the Hub; in a Trainer's
-                `checkpoint-<step>` only the adapter is written.
+                `checkpoint-<step>` it never is.
 
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.
@@ -230,6 +240,11 @@ class LacosSentenceTransformer(SentenceTransformer):
             transformer.save_base = self_contained
         elif in_checkpoint:
             transformer.save_base = False
+        transformer.frozen_modules = [
+            name
+            for name, module in self._above()
+            if list(module.parameters()) and not any(parameter.requires_grad for parameter in module.parameters())
+        ]
         self._saving_to = target.name
         stage = None
         try:

@@ -7,7 +7,7 @@ costs nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `T
 - the base is quantised while it is loaded (bitsandbytes int8, the embedding table too) and frozen;
 - padding on the right (ALiBi positions, gradient caching and fp16 are safe there), a real `max_seq_length`;
 - a *template* around every text (`template.py`), which stock ST applies too;
-- state that survives: a state dict without the frozen base loads (checkpoints hold adapters only), never casts
+- state that survives: a state dict without the frozen base loads (checkpoints have none), never casts
   floats into int8 weights, and several adapters are saved and loaded by name.
 
 What lies on disk: `save` and `artifact.py`.
@@ -105,9 +105,15 @@ class LacosTransformer(Transformer):
             self.max_seq_length = max_seq_length
         elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
+        # Modules after this one that a saved model's `lacos.json` says never train; None: there is no such file.
+        self.frozen_modules: list[str] | None = None
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
-        if self.quantization == "int8":
-            keep_frozen_(self)
+        keep_frozen_(self)
+
+    @property
+    def is_base_frozen(self) -> bool:
+        """Whether the base is no part of what trains: it is in 8 bits, or has adapters."""
+        return self.quantization == "int8" or bool(self.adapter_names)
 
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
@@ -206,7 +212,10 @@ class LacosTransformer(Transformer):
             **{key: kwargs[key] for key in places if key in kwargs},
         )
         defaults = kwargs.pop("init_defaults", None) or {}
-        return super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
+        frozen = record.pop("frozen_modules", [] if record else None)
+        loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
+        loaded.frozen_modules = frozen
+        return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------
 
@@ -372,6 +381,7 @@ class LacosTransformer(Transformer):
             "attention": self.attention,
             "template": self.template,
             "adapters": names,
+            "frozen_modules": self.frozen_modules or [],
             "base": {key: value for key, value in self.base.items() if key != "path" or not self.save_base},
         }
         (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from lacos_st import (
 )
 from lacos_st.artifact import AdapterCheckpoint
 from lacos_st.assembly import build_model
+from lacos_st.dense import LacosLayerNorm
 
 TEXTS = list(CORPUS)
 
@@ -41,7 +43,10 @@ def widened(tiny_bloom, tmp_path):
         LacosPooling(96, "mean"),
         LayerNorm(96),
     ]
-    LacosSentenceTransformer(modules=modules).save(str(tmp_path / "widened"))
+    model = LacosSentenceTransformer(modules=modules)
+    for module in modules[1:]:
+        module.requires_grad_(False)
+    model.save(str(tmp_path / "widened"))
     return tmp_path / "widened"
 
 
@@ -79,16 +84,55 @@ def test_an_embedding_is_what_its_modules_say(widened):
         torch.testing.assert_close(torch.tensor(model.encode(text)).double(), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_training_leaves_it_as_it_is_and_checkpoints_do_without_it(widened, tmp_path):
-    before = [LacosSentenceTransformer(widened)[place].state_dict() for place in (1, 3)]
+@pytest.mark.parametrize("name", ["lacos-bloom", "bloom-mini"])
+@pytest.mark.parametrize("how", ["w8a16", "half", "no compiler"])
+def test_the_embedded_models_say_the_same_in_16_bits(name, how, monkeypatch):
+    expected = LacosSentenceTransformer(name, device="cpu")
+    kept = expected[1].linear.weight.clone()
+    assert not any(parameter.requires_grad for parameter in expected.parameters())
+    if how == "no compiler":
+        monkeypatch.setattr("lacos_st.kernels.library", lambda: None)
+    options = {"compute_form": "w8a16"} if how == "w8a16" else {}
+    model = LacosSentenceTransformer(name, device="cpu", transformer_options=options)
+    if how == "half":
+        model.half()
+    assert torch.equal(model[1].linear.weight, kept)
+    cosines = model.encode(TEXTS, normalize_embeddings=True) * expected.encode(TEXTS, normalize_embeddings=True)
+    assert cosines.sum(1).min() > 0.999
+
+
+def test_a_new_pipeline_computes_beside_a_transformer_in_16_bits(tiny_bloom):
+    modules = [LacosTransformer(str(tiny_bloom)), LacosPooling(64, "mean"), Dense(64, 8), LayerNorm(8)]
+    model = LacosSentenceTransformer(modules=modules)
+    expected = model.encode(TEXTS, normalize_embeddings=True)
+    model.bfloat16()
+    assert (model.encode(TEXTS, normalize_embeddings=True) * expected).sum(1).min() > 0.99
+    assert model[2].linear.weight.dtype == torch.float32
+
+
+def test_padding_is_not_computed_and_changes_nothing():
+    torch.manual_seed(0)
+    dense = LacosDense(4, 6, module_input_name="token_embeddings")
+    tokens, mask = torch.randn(2, 3, 4), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    plain = dense({"token_embeddings": tokens})["token_embeddings"]
+    masked = dense({"token_embeddings": tokens, "attention_mask": mask})["token_embeddings"]
+    torch.testing.assert_close(masked, plain * mask[:, :, None])
+    tokens[0, 2] = float("nan")
+    assert torch.equal(dense({"token_embeddings": tokens, "attention_mask": mask})["token_embeddings"], masked)
+
+
+def config_for(base, folder, **options):
     rows = "".join(json.dumps({"anchor": a, "positive": b}) + "\n" for a, b in itertools.pairwise(TEXTS))
-    (tmp_path / "pairs.jsonl").write_text(rows * 4, encoding="utf-8")
-    data = [str(tmp_path / "pairs.jsonl")]
-    config = LacosConfig(
-        base=str(widened), output=str(tmp_path / "out"), train_data=data, eval_data=data, epochs=1, batch_size=4
-    )
-    train(config)
-    trained = LacosSentenceTransformer(tmp_path / "out")
+    (folder / "pairs.jsonl").write_text(rows * 4, encoding="utf-8")
+    data = [str(folder / "pairs.jsonl")]
+    options = {"train_data": data, "eval_data": data, "epochs": 1, "batch_size": 4, **options}
+    return LacosConfig(base=str(base), output=str(folder / "out"), **options)
+
+
+def test_training_leaves_a_base_as_it_is_also_when_trained_on(widened, tmp_path):
+    before = [LacosSentenceTransformer(widened)[place].state_dict() for place in (1, 3)]
+    train(config_for(widened, tmp_path))
+    trained = LacosSentenceTransformer(tmp_path / "out", is_trainable=True)
     for place, expected in zip((1, 3), before, strict=True):
         assert not any(parameter.requires_grad for parameter in trained[place].parameters())
         for key, value in trained[place].state_dict().items():
@@ -96,13 +140,9 @@ def test_training_leaves_it_as_it_is_and_checkpoints_do_without_it(widened, tmp_
     assert np.abs(trained.encode(TEXTS) - LacosSentenceTransformer(widened).encode(TEXTS)).max() > 1e-4
 
 
-def test_modules_of_a_new_pipeline_train_and_come_back_from_the_best_checkpoint(tiny_bloom, tmp_path):
-    modules = [LacosTransformer(str(tiny_bloom)), LacosPooling(64, "mean"), Dense(64, 8)]
-    model = LacosSentenceTransformer(modules=modules).add_lora(rank=2)
-    before = model[2].linear.weight.detach().clone()
-    data = Dataset.from_dict({"anchor": TEXTS[:8], "positive": TEXTS[3:11]})
+def trainer_for(model, output):
     arguments = SentenceTransformerTrainingArguments(
-        output_dir=str(tmp_path / "run"),
+        output_dir=str(output),
         max_steps=4,
         per_device_train_batch_size=4,
         learning_rate=1e-2,
@@ -113,17 +153,44 @@ def test_modules_of_a_new_pipeline_train_and_come_back_from_the_best_checkpoint(
         report_to="none",
         disable_tqdm=True,
     )
+    data = Dataset.from_dict({"anchor": TEXTS[:8], "positive": TEXTS[3:11]})
     loss = MaskedMultipleNegativesRankingLoss(model)
-    SentenceTransformerTrainer(model, arguments, train_dataset=data, eval_dataset=data, loss=loss).train()
+    return SentenceTransformerTrainer(model, arguments, train_dataset=data, eval_dataset=data, loss=loss)
+
+
+def test_modules_of_a_new_pipeline_train_and_come_back_with_the_best_checkpoint(tiny_bloom, tmp_path):
+    modules = [LacosTransformer(str(tiny_bloom)), LacosPooling(64, "mean"), Dense(64, 8)]
+    model = LacosSentenceTransformer(modules=modules).add_lora(rank=2)
+    before = model[2].linear.weight.detach().clone()
+    trainer = trainer_for(model, tmp_path / "run")
+    trainer.train()
     assert not torch.equal(model[2].linear.weight, before)
-    stored = AdapterCheckpoint(tmp_path / "run" / "checkpoint-2").state_dict()["2.linear.weight"]
-    last = AdapterCheckpoint(tmp_path / "run" / "checkpoint-4").state_dict()["2.linear.weight"]
-    assert not torch.equal(stored, last)
-    assert any(torch.equal(model[2].linear.weight, kept) for kept in (stored, last))
+    best = AdapterCheckpoint(Path(trainer.state.best_model_checkpoint)).state_dict()["2.linear.weight"]
+    with torch.no_grad():
+        model[2].linear.weight.zero_()
+    trainer._load_best_model()
+    assert torch.equal(model[2].linear.weight, best)
+    model.save(str(tmp_path / "saved"))
+    again = LacosSentenceTransformer(tmp_path / "saved", is_trainable=True)
+    assert again[2].linear.weight.requires_grad
+    assert torch.equal(again[2].linear.weight, best)
+
+
+def test_in_full_precision_the_best_checkpoint_comes_back_too(tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"quantization": "none"}).add_lora(rank=2)
+    trainer = trainer_for(model, tmp_path / "run")
+    trainer.train()
+    name = next(key for key, _ in model.named_parameters() if "lora_B" in key)
+    best = model.get_parameter(name).detach().clone()
+    with torch.no_grad():
+        model.get_parameter(name).zero_()
+    trainer._load_best_model()
+    assert best.any()
+    assert torch.equal(model.get_parameter(name), best)
 
 
 def test_a_recipe_that_asks_for_another_pooling_replaces_the_pooling(widened):
     model = build_model(LacosConfig(base=str(widened), pooling="weightedmean"))
-    assert [type(module) for module in model] == [LacosTransformer, LacosDense, LacosPooling, LayerNorm]
+    assert [type(module) for module in model] == [LacosTransformer, LacosDense, LacosPooling, LacosLayerNorm]
     assert model.pooling.pooling_mode == "weightedmean"
     assert model.encode(TEXTS[:2]).shape == (2, 96)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
 from lacos_st.checkpoints import latest_checkpoint
 from lacos_st.config import LacosConfig
@@ -113,20 +114,32 @@ def test_killed_and_resumed_ends_bit_for_bit_the_same(undisturbed, tiny_bloom, t
     assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
 
 
+class Interrupt(TrainerCallback):
+    """Ctrl-C in the fourth step."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_leaves_a_checkpoint_to_go_on_from(undisturbed, tiny_bloom, triplets, tmp_path):
-    from transformers import TrainerCallback
-
-    class Interrupt(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-
     config = config_for(tiny_bloom, triplets, tmp_path / "model")
     with pytest.raises(TrainingInterrupted, match="step 4"):
         train(config, callbacks=[Interrupt()])
     assert latest_checkpoint(tmp_path / "model.run" / "checkpoints").name == "checkpoint-4"
     train(config)
     assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
+
+
+def test_in_full_precision_too(tiny_bloom, triplets, tmp_path):
+    whole, halves = (
+        config_for(tiny_bloom, triplets, tmp_path / name, quantization="none") for name in ("whole", "halves")
+    )
+    train(whole)
+    with pytest.raises(TrainingInterrupted, match="step 4"):
+        train(halves, callbacks=[Interrupt()])
+    train(halves)
+    assert_same(adapter(tmp_path / "halves"), adapter(tmp_path / "whole"))
 
 
 @pytest.fixture

@@ -25,6 +25,10 @@ def main() -> None:
     parser.add_argument("--keep", nargs="*", default=[], metavar="LANG", help="tokens most frequent there: the first's")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     args = parser.parse_args()
+    if args.keep:
+        counts = Counts.load(args.work_dir)
+        if unknown := sorted(set(args.keep) - set(counts.langs)):
+            parser.error(f"{args.work_dir} has no text in {', '.join(unknown)}.")
     if (args.first / "tokenizer.json").read_bytes() != (args.second / "tokenizer.json").read_bytes():
         parser.error(f"{args.first} and {args.second} have different tokenizers: their rows are of different tokens.")
     model = LacosBloomModel.from_pretrained(args.first)
@@ -32,8 +36,8 @@ def main() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name == "word_embeddings.weight" and args.keep:
-                counts = Counts.load(args.work_dir)
-                kept = np.isin(np.array(counts.langs)[counts.frequencies().argmax(0)], args.keep)
+                often = counts.frequencies()
+                kept = np.isin(np.array(counts.langs)[often.argmax(0)], args.keep) & (often.max(0) > 0)
                 other[name][torch.from_numpy(kept)] = parameter[torch.from_numpy(kept)]
             parameter.lerp_(other[name], 0.5)
     save(model, args.output, args.first)

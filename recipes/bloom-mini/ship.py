@@ -81,7 +81,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ASSETS / "bloom-mini")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"), help="where sources.json lies")
     args = parser.parse_args()
-    shutil.rmtree(args.output, ignore_errors=True)
+    if not (args.model / "1_Dense").is_dir():
+        parser.error(f"{args.model} is no checkpoint with layers: give an output of `distil.py deep`.")
+    if (args.output / "state.safetensors").exists() or args.output.resolve() == args.model.resolve():
+        parser.error(f"{args.output} is where a checkpoint lies, and would be replaced.")
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
@@ -91,6 +94,7 @@ def main() -> None:
         tokenizer.backend_tokenizer.no_truncation()  # a length that was used last is saved otherwise
         tokenizer.init_kwargs = {k: v for k, v in tokenizer.init_kwargs.items() if k in KEEP}
         tokenizer.save_pretrained(folder)
+        shutil.rmtree(args.output, ignore_errors=True)
         pack(folder, args.output)
         # The base says itself, in stock sentence-transformers' terms, how its states become an embedding.
         for module in list(sentences)[1:]:

@@ -1,6 +1,6 @@
 """The student: BLOOM's architecture in small, and how its states become a sentence.
 
-    token states (tokens, hidden) -> relu(W h) (tokens, width) -> mean (sentences, width) -> layer norm
+    token states (tokens, hidden) -> relu(W h) (tokens, 2 x hidden) -> mean -> layer norm: (sentences, 2 x hidden)
 
 A mean of states tells as much apart as it has dimensions: two random tokens have a cosine of 1 / sqrt(hidden), and with
 fifty languages' spellings in 256 dimensions that noise decides. What is not linear before the mean makes room. The rows
@@ -45,28 +45,27 @@ def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
 
 
 class Widening(nn.Module):
-    """Token states -> sentence embeddings (sentences, width), of sentence-transformers' own modules, fixed.
+    """Token states -> sentence embeddings (sentences, 2 x hidden), of sentence-transformers' own modules, fixed.
 
     V's columns are orthonormal, so that cosines of V h are those of h; without a bias a token that speaks quietly still
     does. The layer norm takes away what all embeddings have in common: activations have a mean, and states have none.
 
     Args:
         hidden: Size of a state; its last two dimensions, which are silent, are not read.
-        width: Size of an embedding, even and at least twice that of a state.
     """
 
-    def __init__(self, hidden: int, width: int = 512) -> None:
+    def __init__(self, hidden: int) -> None:
         super().__init__()
-        self.dense = Dense(hidden, width, False, nn.ReLU(), module_input_name="token_embeddings")
-        self.norm = LayerNorm(width)
-        random = torch.randn(width // 2, hidden - 2, generator=torch.Generator().manual_seed(0))
+        self.dense = Dense(hidden, 2 * hidden, False, nn.ReLU(), module_input_name="token_embeddings")
+        self.norm = LayerNorm(2 * hidden)
+        random = torch.randn(hidden, hidden - 2, generator=torch.Generator().manual_seed(0))
         rows = nn.functional.pad(torch.linalg.qr(random)[0], (0, 2)).half().float()  # as the package has them
         self.dense.linear.weight.data.copy_(torch.cat([rows, -rows]))
         self.requires_grad_(False)
 
     def forward(self, states: Tensor, bounds: Tensor) -> Tensor:
-        """(tokens, hidden) states of sentences end to end -> (sentences, width) embeddings."""
-        return self.norm.norm(pool(self.dense({"token_embeddings": states})["token_embeddings"].float(), bounds))
+        """(tokens, hidden) states of sentences end to end -> (sentences, 2 x hidden) embeddings."""
+        return self.norm.norm(pool(self.dense({"token_embeddings": states})["token_embeddings"], bounds))
 
 
 def save(model: BloomModel, output: Path, tokenizer: Path) -> None:
