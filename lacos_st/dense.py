@@ -5,7 +5,7 @@ lets an embedding tell more apart than a token state has dimensions (`recipes/bl
 the base and are frozen with it.
 
 ST casts every module to the dtype of the first, which for an 8-bit base is whatever its device computes best in. These
-keep the dtype that they were made or stored in, take input in any, and follow the model to its device. Padding costs
+stay as they were made (fp32 when loaded), take input in any dtype, and follow the model to its device. Padding costs
 the dense layer nothing: it computes real tokens only.
 """
 
@@ -22,7 +22,9 @@ def _move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool 
     """For `nn.Module._apply`: go where `fn` takes a tensor, but not to another dtype."""
 
     def moved(tensor: Tensor) -> Tensor:
-        return fn(tensor) if tensor.is_meta else tensor.to(fn(tensor[:0]).device)
+        if tensor.is_meta:
+            return fn(tensor)
+        return tensor.to(fn(tensor[:0] if tensor.dim() else tensor.new_empty(0)).device)
 
     return nn.Module._apply(module, moved, recurse)
 
@@ -49,12 +51,19 @@ class LacosDense(Dense):
         if mask is None or mask.shape != values.shape[:-1]:
             return super().forward({**features, name: values})
         real = mask.bool()
-        out = values.new_zeros(*mask.shape, self.out_features)
-        out[real] = super().forward({name: values[real]})[self.module_output_name]
+        made = super().forward({name: values[real]})[self.module_output_name]  # under autocast in its dtype
+        out = made.new_zeros(*mask.shape, made.shape[-1])
+        out[real] = made
         return {**features, self.module_output_name: out}
 
 
 class LacosLayerNorm(LayerNorm):
-    """ST's `LayerNorm`, in its own dtype."""
+    """ST's `LayerNorm`, that takes its input in any dtype."""
 
+    norm: nn.LayerNorm
     _apply = _move_only
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        """As ST's, in the dtype of its own weights."""
+        embedding = features["sentence_embedding"].to(self.norm.weight.dtype)
+        return super().forward({**features, "sentence_embedding": embedding})

@@ -256,7 +256,8 @@ def _load(source: Model) -> SentenceTransformer:
     """Load a model, a BLOOM on this package's fast path, any other as sentence-transformers does."""
     if isinstance(source, SentenceTransformer):
         return source
-    from lacos_st.model import LacosSentenceTransformer, is_bloom
+    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.names import is_bloom
 
     if is_bloom(str(source)):
         return LacosSentenceTransformer(str(source))

@@ -29,13 +29,14 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from torch import nn
 
-from lacos_st.artifact import RECORD, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.dense import LacosDense, LacosLayerNorm
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
+from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.transformer import LacosTransformer
@@ -55,7 +56,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         model_name_or_path: A saved directory, an embedded model ("lacos-bloom", "bloom-mini"), a Hub name, or a
             plain BLOOM checkpoint. A local directory comes first.
         modules: Or the modules, as for ST: `[LacosTransformer(...), LacosPooling(...)]`.
-        is_trainable: Let the loaded adapter train; by default it is frozen, for use.
+        is_trainable: Let the loaded adapter train; by default it is frozen, for use. Modules after the transformer
+            train if they did when the model was saved.
         pooling: Pooling mode for a plain checkpoint; a saved directory has its own. Default "weightedmean".
         transformer_options: Options of `LacosTransformer` (`quantization`, `compute_form`, `training_form`,
             `template`, `attention`, `max_seq_length`), over those saved.
@@ -87,7 +89,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         self._transformer_options = transformer_options or {}
         self._default_pooling = pooling
         self.is_plain_checkpoint = False
-        path = _resolve(str(model_name_or_path)) if model_name_or_path is not None else None
+        path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         for module in modules or []:
             if type(module) in _KEEP_DTYPE:
                 module.__class__ = _KEEP_DTYPE[type(module)]
@@ -366,20 +368,6 @@ def accelerate(
     return model
 
 
-def is_bloom(name: str) -> bool:
-    """Whether a directory, embedded model or Hub name (where it can be reached) is a BLOOM, or an adapter for one."""
-    from transformers import AutoConfig
-
-    from lacos_st.embedded import EMBEDDED
-
-    if Path(name, RECORD).is_file() or (name in EMBEDDED and not Path(name).is_dir()):
-        return True
-    try:
-        return bool(AutoConfig.from_pretrained(name).model_type == "bloom")
-    except (OSError, ValueError):  # another library's, or none at all
-        return False
-
-
 @contextmanager
 def _without_dtype_advice() -> Iterator[None]:
     """ST advises fp32 on every CPU; the compute dtype is chosen by what this CPU does well."""
@@ -393,24 +381,3 @@ def _without_dtype_advice() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
-
-
-def _resolve(name: str) -> str:
-    """A local directory, else an embedded model, else a Hub name."""
-    path = Path(name)
-    if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
-            raise LacosError(
-                f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "
-                "Remove it, or give another name."
-            )
-        return name
-    if path.is_file():
-        raise LacosError(f"{name!r} is a file, and a model is a directory.")
-    from lacos_st.embedded import EMBEDDED, embedded_directory
-
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise LacosError(
-            f"There is no directory {name!r}: give the path of a saved model, or a Hub name (owner/model)."
-        )
-    return str(embedded_directory(name)) if name in EMBEDDED else name

@@ -99,6 +99,13 @@ def default_compute_dtype(device: torch.device | str, form: str) -> torch.dtype:
     return torch.bfloat16 if has_fast_bf16() and not fused else torch.float32
 
 
+def as_dtype(asked: Any) -> torch.dtype:
+    """A dtype by itself or by name; fp32 for "auto" and where nothing is said."""
+    if isinstance(asked, str) and asked != "auto":
+        asked = getattr(torch, asked)
+    return asked if isinstance(asked, torch.dtype) else torch.float32
+
+
 def resolve_compute_form(form: str, device: torch.device | str, training: bool) -> ComputeForm:
     """Turn ``auto`` into the form used on ``device``: never one whose products are slower than full precision's.
 

@@ -30,9 +30,9 @@ from lacos_st.artifact import RECORD, check_plain_lora, describe_base, is_hub_na
 from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
-from lacos_st.frozen import freeze_, keep_frozen_
+from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.memory import settle_heap
-from lacos_st.quantization import LacosLinear8bit, default_compute_dtype, is_quantized
+from lacos_st.quantization import LacosLinear8bit, as_dtype, default_compute_dtype, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
 
 Quantization = Literal["int8", "none"]
@@ -105,15 +105,17 @@ class LacosTransformer(Transformer):
             self.max_seq_length = max_seq_length
         elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
-        # Modules after this one that a saved model's `lacos.json` says never train; None: there is no such file.
+        # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
         keep_frozen_(self)
 
     @property
     def is_base_frozen(self) -> bool:
-        """Whether the base is no part of what trains: it is in 8 bits, or has adapters."""
-        return self.quantization == "int8" or bool(self.adapter_names)
+        """Whether the base is no part of what trains: it is in 8 bits, or has adapters and is frozen under them."""
+        if self.quantization == "int8" or not self.adapter_names:
+            return self.quantization == "int8"
+        return not any(value.requires_grad for key, value in self.model.named_parameters() if not is_trained(key))
 
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
@@ -164,7 +166,7 @@ class LacosTransformer(Transformer):
             model_kwargs.pop("quantization_config", None)
         elif quantized:
             model_kwargs.setdefault("quantization_config", BitsAndBytesConfig(load_in_8bit=True))
-        asked = _as_dtype(model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype)
+        asked = as_dtype(model_kwargs.pop("torch_dtype", None) or model_kwargs.get("dtype") or config.dtype)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not quantized and device.type == "cpu" and asked == torch.float16:
             asked = torch.float32
@@ -212,7 +214,7 @@ class LacosTransformer(Transformer):
             **{key: kwargs[key] for key in places if key in kwargs},
         )
         defaults = kwargs.pop("init_defaults", None) or {}
-        frozen = record.pop("frozen_modules", [] if record else None)
+        frozen = record.pop("frozen_modules", None)
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
         loaded.frozen_modules = frozen
         return loaded
@@ -400,10 +402,3 @@ class LacosTransformer(Transformer):
             config["model_kwargs"] = model_kwargs
         config["processor_kwargs"] = {"padding_side": "right", "model_max_length": self.max_seq_length}
         return config
-
-
-def _as_dtype(asked: Any) -> torch.dtype:
-    """A dtype by itself or by name; fp32 for "auto" and where nothing is said."""
-    if isinstance(asked, str) and asked != "auto":
-        asked = getattr(torch, asked)
-    return asked if isinstance(asked, torch.dtype) else torch.float32

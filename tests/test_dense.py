@@ -108,6 +108,13 @@ def test_a_new_pipeline_computes_beside_a_transformer_in_16_bits(tiny_bloom):
     model.bfloat16()
     assert (model.encode(TEXTS, normalize_embeddings=True) * expected).sum(1).min() > 0.99
     assert model[2].linear.weight.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (model.encode(TEXTS, normalize_embeddings=True) * expected).sum(1).min() > 0.99
+
+
+def test_a_layer_norm_computes_in_its_own_dtype():
+    features = {"sentence_embedding": torch.randn(3, 8, dtype=torch.float64)}
+    assert LacosLayerNorm(8)(features)["sentence_embedding"].dtype == torch.float32
 
 
 def test_padding_is_not_computed_and_changes_nothing():
@@ -129,9 +136,10 @@ def config_for(base, folder, **options):
     return LacosConfig(base=str(base), output=str(folder / "out"), **options)
 
 
-def test_training_leaves_a_base_as_it_is_also_when_trained_on(widened, tmp_path):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_leaves_a_base_as_it_is_also_when_trained_on(bf16, widened, tmp_path):
     before = [LacosSentenceTransformer(widened)[place].state_dict() for place in (1, 3)]
-    train(config_for(widened, tmp_path))
+    train(config_for(widened, tmp_path, bf16=bf16))
     trained = LacosSentenceTransformer(tmp_path / "out", is_trainable=True)
     for place, expected in zip((1, 3), before, strict=True):
         assert not any(parameter.requires_grad for parameter in trained[place].parameters())
@@ -194,3 +202,22 @@ def test_a_recipe_that_asks_for_another_pooling_replaces_the_pooling(widened):
     assert [type(module) for module in model] == [LacosTransformer, LacosDense, LacosPooling, LacosLayerNorm]
     assert model.pooling.pooling_mode == "weightedmean"
     assert model.encode(TEXTS[:2]).shape == (2, 96)
+
+
+def test_parameters_of_a_full_precision_base_that_train_are_loaded_with_the_adapter(tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"quantization": "none"}).add_lora(rank=2)
+    assert model.transformer.is_base_frozen
+    norm = model.transformer.model.ln_f.weight
+    norm.requires_grad_(True)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    with torch.no_grad():
+        norm.zero_()
+    model.load_state_dict(state)
+    assert norm.all()
+
+
+def test_a_model_saved_before_it_was_recorded_keeps_its_modules_frozen(widened):
+    record = json.loads((widened / "lacos.json").read_text())
+    del record["frozen_modules"]
+    (widened / "lacos.json").write_text(json.dumps(record))
+    assert not any(parameter.requires_grad for parameter in LacosSentenceTransformer(widened)[1].parameters())

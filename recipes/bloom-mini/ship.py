@@ -83,8 +83,8 @@ def main() -> None:
     args = parser.parse_args()
     if not (args.model / "1_Dense").is_dir():
         parser.error(f"{args.model} is no checkpoint with layers: give an output of `distil.py deep`.")
-    if (args.output / "state.safetensors").exists() or args.output.resolve() == args.model.resolve():
-        parser.error(f"{args.output} is where a checkpoint lies, and would be replaced.")
+    if args.model.resolve().is_relative_to(args.output.resolve()):
+        parser.error(f"{args.output} holds the checkpoint, and would be replaced.")
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
@@ -98,7 +98,8 @@ def main() -> None:
         pack(folder, args.output)
         # The base says itself, in stock sentence-transformers' terms, how its states become an embedding.
         for module in list(sentences)[1:]:
-            module.half()
+            for parameter in module.parameters():
+                parameter.data = parameter.data.half()
         sentences.save(f"{folder}/saved", create_model_card=False)
         for source in Path(folder, "saved").iterdir():
             if source.is_dir():
