@@ -27,6 +27,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 
+from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
     TRAINING_LENGTH,
     adapter_settings,
@@ -104,7 +105,12 @@ def train(
                 mini_batch = _smaller(config, mini_batch, error)
                 write_json(chosen, mini_batch)
                 checkpoint = latest_checkpoint(run / "checkpoints")
-        model.save_pretrained(str(output))
+        finished = run / "finished" / output.name  # written in there: what a kill leaves goes with the run
+        model.save_pretrained(str(finished))
+        try:
+            move_into(finished, output)
+        except OSError as error:
+            raise disk_error(error, output) from error
         shutil.rmtree(run)
     return model
 
