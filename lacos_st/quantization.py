@@ -350,3 +350,22 @@ def plain_layer(layer: nn.Module) -> tuple[LacosLinear8bit, list[Lora]] | None:
                 return None
             updates.append(Lora(a.weight, b.weight, layer.scaling[name]))
     return layer.base_layer, updates
+
+
+def fold_lora_(model: nn.Module, name: str) -> None:
+    """Add a LoRA adapter's update to the layers under it, in float, and put them in the place of PEFT's wrappers.
+
+    Args:
+        model: Holds PEFT's LoRA layers.
+        name: The adapter.
+    """
+    for path, layer in list(model.named_modules()):
+        if not isinstance(layer, LoraLayer):
+            continue
+        base, delta = layer.get_base_layer(), layer.get_delta_weight(name)
+        if isinstance(base, LacosLinear8bit):
+            base.add_(delta)
+        else:
+            base.weight.data += delta.to(base.weight.dtype)
+        parent, _, child = path.rpartition(".")
+        setattr(model.get_submodule(parent), child, base)

@@ -2,10 +2,10 @@
 
 The loop is ST's own trainer, over what `assembly.py` makes of the recipe. This file keeps two promises around it:
 
-- *Nothing is lost.* Work in progress lives in `<output>.run/`: the recipe and the Trainer's checkpoints (adapter,
-  optimiser, scheduler, random state). Killed at any moment, the same call goes on from the newest complete
-  checkpoint and ends with the same adapter bit for bit; Ctrl-C writes one first. The finished model appears in
-  `<output>` at once and complete, and then the run directory goes.
+- *Nothing is lost.* Work in progress lives in `<output>.run/`: the recipe, the Trainer's checkpoints (adapter,
+  optimiser, scheduler, random state), and in the end the model while it is written. Killed at any moment, the same
+  call goes on from the newest complete checkpoint and ends with the same adapter bit for bit; Ctrl-C writes one first.
+  The finished model appears in `<output>` at once and complete, and then the run directory goes.
 - *Nothing is mixed.* One process works on an output at a time; a checkpoint of another recipe, or a finished model,
   is an error unless `overwrite` is set. With it, too, an interrupted run of the same recipe goes on.
 """

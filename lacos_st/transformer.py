@@ -32,7 +32,7 @@ from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.memory import settle_heap
-from lacos_st.quantization import LacosLinear8bit, as_dtype, default_compute_dtype, is_quantized
+from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
 
 Quantization = Literal["int8", "none"]
@@ -113,9 +113,9 @@ class LacosTransformer(Transformer):
     @property
     def is_base_frozen(self) -> bool:
         """Whether the base is no part of what trains: it is in 8 bits, or has adapters and is frozen under them."""
-        if self.quantization == "int8" or not self.adapter_names:
-            return self.quantization == "int8"
-        return not any(value.requires_grad for key, value in self.model.named_parameters() if not is_trained(key))
+        parameters = self.model.named_parameters()
+        trains = any(value.requires_grad for key, value in parameters if not is_trained(key))
+        return self.quantization == "int8" or (bool(self.adapter_names) and not trains)
 
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
@@ -287,16 +287,7 @@ class LacosTransformer(Transformer):
             )
         name = self.adapter_names[0]
         check_plain_lora(self.model.peft_config[name], name)
-        for path, layer in list(self.model.named_modules()):
-            if isinstance(layer, LoraLayer):
-                base = layer.get_base_layer()
-                delta = layer.get_delta_weight(name)
-                if isinstance(base, LacosLinear8bit):
-                    base.add_(delta)
-                else:
-                    base.weight.data += delta.to(base.weight.dtype)
-                parent, _, child = path.rpartition(".")
-                setattr(self.model.get_submodule(parent), child, base)
+        fold_lora_(self.model, name)
         del self.model.peft_config
         self.model._hf_peft_config_loaded = False
         self.base = {"name": "merged", "revision": None}
