@@ -20,6 +20,7 @@ import torch
 from common import build, checkpoint, free, machine, mean_pool, report, sentences, time_interleaved
 from train import gradient, step, trainable
 
+from lacos_st import LacosSentenceTransformer
 from lacos_st.bloom import accelerate_
 
 LARGE = {"vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32}  # bloom-7b1
@@ -85,6 +86,28 @@ def speed(sizes: dict[str, int], device: str) -> dict[str, dict[str, float]]:
     return results
 
 
+def embedded(device: str) -> dict[str, float]:
+    """`lacos-bloom` with its layers around the pooling: lowest cosine to what the CPU says, and to its own alone."""
+    texts = ["A man is playing a guitar.", "Un homme joue de la guitare.", "Kedi uyuyor.", "Prices fell sharply."]
+    texts = [f"{text} {number}" for number in range(16) for text in texts]
+
+    def encode(model: LacosSentenceTransformer, rows: list[str]) -> torch.Tensor:
+        return model.encode(rows, normalize_embeddings=True, convert_to_tensor=True).float().cpu()
+
+    expected = encode(LacosSentenceTransformer("lacos-bloom", device="cpu"), texts)
+    result = {}
+    for form in ("auto", "w8a8", "w8a16"):
+        options = {"compute_form": form}
+        model = LacosSentenceTransformer("lacos-bloom", device=device, transformer_options=options)
+        together = encode(model, texts)
+        alone = torch.cat([encode(model, [text]) for text in texts[:8]])
+        result[f"{form}: cosine to the CPU's"] = (together * expected).sum(1).min().item()
+        result[f"{form}: alone and in a batch"] = (alone * together[:8]).sum(1).min().item()
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        result["w8a16 under autocast: cosine to the CPU's"] = (encode(model, texts) * expected).sum(1).min().item()
+    return result
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -107,6 +130,7 @@ def main() -> None:
             "7.1B, lacos-st train by its recipe": partial(
                 at_7b1, partial(large.end_to_end, base, Path(folder), device)
             ),
+            "embedded": partial(embedded, device),
             "speed": partial(speed, MEDIUM if gpu else SMALL_MEDIUM, device),
             "7.1B, a training step": partial(at_7b1, partial(large.compare, base, device, 64 if gpu else 8)),
         }

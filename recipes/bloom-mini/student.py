@@ -25,6 +25,7 @@ from transformers import BloomConfig, BloomModel
 
 from lacos_st.bloom import LacosBloomModel
 from lacos_st.packed_table import pack_table, round_rows
+from lacos_st.packing import Layout
 
 
 def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:
@@ -147,7 +148,8 @@ class Rounding:
 
     def __init__(self, model: BloomModel) -> None:
         self.coarse = model.ln_f.weight.detach().half() != 0
-        self.levels = pack_table(model.word_embeddings.weight.detach(), ~self.coarse)["levels"]
+        weight = model.word_embeddings.weight
+        self.levels = pack_table(weight.detach().cpu(), ~self.coarse.cpu())["levels"].to(weight.device)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """(tokens, hidden), in and out."""
@@ -178,18 +180,29 @@ class StochasticDepth:
         self.gain = [float(there) / self.keep for there in random.random(len(self.gain)) < self.keep]
 
 
+LONGEST = 64
+
+
 def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | None = None) -> Tensor:
     """(tokens,) ids of sentences end to end -> (tokens, hidden) fp32."""
     rows = model.word_embeddings(ids)
     if rounding is not None:
         rows = rounding(rows)
-    return model(inputs_embeds=rows[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
+    if not ids.is_cuda:
+        return model(inputs_embeds=rows[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
+    layout = Layout(None, [], bounds.int(), LONGEST)  # all sequences in one call: nothing to plan, nothing to wait for
+    rows = model.word_embeddings_layernorm(rows)
+    for block in model.h:
+        rows = block(rows, layout=layout)
+    return model.ln_f(rows).float()
 
 
 def pool(tokens: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
     """(tokens, hidden) -> (sentences, hidden), as ST's pooling of the same name does."""
     lengths = bounds.diff()
-    sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    sentence = torch.repeat_interleave(
+        torch.arange(len(lengths), device=tokens.device), lengths, output_size=len(tokens)
+    )
     if pooling == "mean":
         weight = 1 / lengths.float()[sentence]
     else:

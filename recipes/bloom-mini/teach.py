@@ -73,12 +73,13 @@ def words_of(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
 
 @torch.inference_mode()
 def read(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str], size: int = 64
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """(len(texts), 384) embeddings, mean-pooled, and of each text its words' states; fp16, unit length.
 
     Batches are of similar length, so little is padding.
     """
+    size = 64 if model.device.type == "cpu" else 1024
     encoded = tokenizer(texts, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True)
     by_length = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
     embeddings = np.zeros((len(texts), model.config.hidden_size), np.float16)

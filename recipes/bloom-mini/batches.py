@@ -1,0 +1,232 @@
+"""The training text on the device that trains, and batches of it.
+
+All rows that have a target, in memory: tokens end to end, what a teacher says of each sentence and of each word, how it
+is spelt, and its neighbours. A batch is drawn by row numbers on the CPU, from the seed and its number alone, so that a
+resumed run sees what an undisturbed one would have seen; it is gathered on the device, without padding anywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from collect import FAVOUR, NOT_WRITTEN
+from corpus import rarities, tokenize
+from spelling import CODES, Characters, projection, signs
+from targets import LEXICAL, TOKENS, mixed, said_of
+from torch import Tensor
+from torch.nn.functional import normalize
+from words import words_of_english
+
+from lacos_st.files import atomic
+
+SINGLES = "single words"  # in place of a language
+TOGETHER = 4  # languages beside English in a batch: few, so that it holds many pairs within a language
+POWER = 0.3  # a language is drawn in proportion to its sentences to this power, times `FAVOUR`
+LOUDNESS = 1.25  # a token should speak as loudly as its rarity to this power
+NEIGHBOURS = 12
+PART = 2**17  # rows among which neighbours are looked for: a GPU takes seconds, a CPU half an hour, once
+EOS = 2  # stands in every sentence: it spells nothing
+
+
+class Batch(NamedTuple):
+    """Sentences end to end, language by language, the English ones first."""
+
+    ids: Tensor  # (tokens,) int64
+    bounds: Tensor  # (sentences + 1,) int64
+    sentence: Tensor  # (tokens,) int64, the sentence of each token
+    targets: Tensor  # (sentences, hidden) unit length
+    cosines: Tensor  # (sentences, sentences), as if what is said and how it is spelt had dimensions of their own
+    loudness: Tensor  # (tokens,) how much each counts in its language; 0 in English and single words
+    sizes: list[int]  # sentences of each language
+    words: Tensor  # (words, hidden) what the teacher says of each English word, unit length or 0
+    places: Tensor  # (English tokens,) the row of `words` of each, or -1
+
+
+class Batches:
+    """Draws batches: `english` of each from English, the rest from translations with a known target.
+
+    Args:
+        work_dir: The stages' folder.
+        hidden: Size of the targets.
+        device: Where batches are to lie.
+        longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
+        english: Share of English sentences.
+        run: So many are drawn together: one, and some of its `NEIGHBOURS`.
+        singles: Share of single words (wordfreq), of all languages alike.
+        glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
+            that have met little else do not know what to make of a language's small words.
+
+    Within a language a source is drawn in proportion to the root of its sentences: Tatoeba's hundred thousand short
+    ones would drown all others.
+    """
+
+    def __init__(
+        self,
+        work_dir: Path,
+        hidden: int,
+        device: str = "cpu",
+        longest: int = 48,
+        english: float = 0.42,
+        run: int = 4,
+        singles: float = 0.0,
+        glosses: float = 1.0,
+    ) -> None:
+        self.device, self.run, self.singles = torch.device(device), run, singles
+        ids, self.offsets = tokenize(work_dir)
+        table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "text", "source"])
+        langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
+        names, kind = np.unique(table["source"].to_numpy(), return_inverse=True)
+        written = ~np.isin(names, NOT_WRITTEN)[kind]
+        said, self.row = said_of(work_dir, hidden)
+        self.characters = Characters(work_dir / "idf.npz", texts, langs, written)
+        codes = self.characters.of_all(work_dir / f"characters-{CODES}.npy", texts, langs)
+        self.known, self.rarity = rarities(work_dir)
+        self.lang = np.full(len(langs), len(self.known))  # number of each text's language; the last is any other
+        for number, lang in enumerate(self.known):
+            self.lang[langs == lang] = number
+        words, self.word_bounds, numbers, self.number_bounds = words_of_english(work_dir, hidden)
+
+        self.ids, self.said, self.numbers = (self._there(array) for array in (ids.astype(np.int32), said, numbers))
+        self.codes, self.words = self._there(codes), self._there(words)
+        self.share = self._there(np.array([LEXICAL.get(lang, LEXICAL[None]) for lang in langs], np.float32))
+        rarity = np.concatenate([self.rarity, np.ones_like(self.rarity[:1])]).astype(np.float32)
+        speaks = np.array([*(lang != "en" for lang in self.known), False])
+        self.rare = self._there(rarity)
+        self.loud = self._there(np.where(speaks[:, None], rarity**LOUDNESS, 0))
+        self.signs = self._there(signs(rarity.shape[1]))
+        self.projection = projection(hidden).to(self.device)
+
+        usable = np.flatnonzero((self.row >= 0) & (np.diff(self.offsets) <= longest))
+        groups = np.where(names[kind] == "wordfreq", SINGLES, langs)[usable]
+        pools = {str(lang): usable[groups == lang] for lang in np.unique(groups)}
+        self.pools = {lang: pool for lang, pool in pools.items() if len(pool) >= 500}
+        self.reach = {
+            lang: np.cumsum(np.bincount(kind[pool])[kind[pool]] ** -0.5 * np.where(written[pool], 1, glosses))
+            for lang, pool in self.pools.items()
+        }
+        self.near = self._neighbours(work_dir / f"neighbours-{len(usable)}.npy")
+        size = {
+            lang: len(pool) ** POWER * FAVOUR.get(lang, 0.5)
+            for lang, pool in self.pools.items()
+            if lang not in ("en", SINGLES)
+        }
+        self.english, self.others = (1 - singles) * english, [*size]
+        self.chance = np.array([*size.values()]) / sum(size.values())
+
+    def _there(self, array: np.ndarray) -> Tensor:
+        """On the device; on a CPU a table that lies in a file stays there."""
+        return torch.from_numpy(array).to(self.device)
+
+    def _neighbours(self, path: Path) -> np.ndarray:
+        """(texts, NEIGHBOURS) int32, rows of the same language with the most similar targets, but not the same.
+
+        Batches are drawn in runs of these, so that they hold the near pairs that STS asks about: among random
+        sentences there are hardly any.
+        """
+        if not path.exists():
+            near = np.zeros((len(self.row), NEIGHBOURS), np.int32)
+            random = np.random.default_rng(0)
+            dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+            for pool in self.pools.values():
+                for part in np.array_split(random.permutation(pool), -(-len(pool) // PART)):
+                    pieces = np.array_split(part, -(-len(part) // 4096))
+                    targets = torch.cat([self.targets(piece).to(dtype) for piece in pieces])
+                    row = torch.from_numpy(self.row[part]).to(self.device)
+                    lengths = [*map(len, pieces)]
+                    for piece, own, mine in zip(pieces, targets.split(lengths), row.split(lengths), strict=True):
+                        cosines = (own @ targets.T).masked_fill_(mine[:, None] == row, -2)
+                        near[piece] = part[cosines.topk(NEIGHBOURS).indices.cpu().numpy()]
+            with atomic(path) as temporary, temporary.open("wb") as file:
+                np.save(file, near)
+        return np.load(path, mmap_mode="r")
+
+    def _send(self, *arrays: np.ndarray) -> list[Tensor]:
+        """Integers of one length, in one transfer."""
+        return [*torch.from_numpy(np.stack(arrays).astype(np.int64)).to(self.device, non_blocking=True)]
+
+    def flatten(self, rows: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids end to end, boundaries, and the sentence of each token, of rows of `texts.parquet`."""
+        first, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        ends = np.cumsum(lengths)
+        total = int(ends[-1])
+        shift, sizes = self._send(first - ends + lengths, lengths)
+        sentence = torch.repeat_interleave(torch.arange(len(rows), device=self.device), sizes, output_size=total)
+        ids = self.ids[torch.arange(total, device=self.device) + shift[sentence]].long()
+        return ids, torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), sentence
+
+    def spelt(self, codes: Tensor, lang: Tensor, ids: Tensor, sentence: Tensor) -> Tensor:
+        """(sentences, 2 * CODES), unit length: characters, then tokens.
+
+        Args:
+            codes: (sentences, CODES) of their characters.
+            lang: (sentences,) numbers of their languages.
+            ids: (tokens,) all their tokens.
+            sentence: (tokens,) the sentence of each.
+        """
+        weight = self.rare[lang[sentence], ids] * (ids != EOS)
+        tokens = torch.zeros(codes.shape, device=self.device)
+        tokens.index_add_(0, sentence, self.signs[ids].float() * weight[:, None])
+        return torch.cat([(1 - TOKENS) ** 0.5 * normalize(codes.float()), TOKENS**0.5 * normalize(tokens)], 1)
+
+    def _parts(self, rows: np.ndarray, ids: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What is said (rows, hidden), how it is spelt (rows, 2 * CODES), the latter's share (rows, 1), languages."""
+        at, place, lang = self._send(rows, self.row[rows], self.lang[rows])
+        spelt = self.spelt(self.codes[at], lang, ids, sentence)
+        return self.said[place].float(), spelt, self.share[at, None], lang
+
+    def targets(self, rows: np.ndarray) -> Tensor:
+        """(rows, hidden), unit length."""
+        ids, _, sentence = self.flatten(rows)
+        said, spelt, share, _ = self._parts(rows, ids, sentence)
+        return mixed(said, normalize(spelt @ self.projection), share)
+
+    def draw(self, size: int, seed: int, step: int) -> tuple[np.ndarray, list[int]]:
+        """Rows of batch number `step`, and how many are of each language: English, single words, then others."""
+        random = np.random.default_rng([seed, step])
+        drawn = {"en": self.english, SINGLES: self.singles}
+        chosen = random.choice(self.others, min(TOGETHER, len(self.others)), replace=False, p=self.chance)
+        drawn |= {str(lang): (1 - self.english - self.singles) / len(chosen) for lang in chosen}
+        rows, sizes = [], []
+        for lang, share in drawn.items():
+            n = round(size * share / self.run)
+            if n:
+                reach = self.reach[lang]
+                first = self.pools[lang][np.searchsorted(reach, random.random(n) * reach[-1], side="right")]
+                columns = np.argsort(random.random((n, NEIGHBOURS)), 1)[:, : self.run - 1]
+                near = np.take_along_axis(self.near[first], columns, 1)
+                rows.append(np.concatenate([first[:, None], near], 1).ravel())
+            sizes.append(n * self.run)
+        return np.concatenate(rows).astype(np.int64), sizes
+
+    def batch(self, size: int, seed: int, step: int) -> Batch:
+        """Batch number `step`: runs of similar sentences of one language, of English and a few others."""
+        rows, sizes = self.draw(size, seed, step)
+        ids, bounds, sentence = self.flatten(rows)
+        said, spelt, share, lang = self._parts(rows, ids, sentence)
+        targets = mixed(said, normalize(spelt @ self.projection), share)
+        said, spelt = said * (1 - share).sqrt(), spelt * share.sqrt()
+        cosines = said @ said.T
+        for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two languages are not compared
+            part = slice(last - n, last)
+            cosines[part, part] += spelt[part] @ spelt[part].T
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        english, single = lengths[: sizes[0]].sum(), lengths[sizes[0] : sizes[0] + sizes[1]].sum()
+        loudness = self.loud[lang[sentence], ids]
+        loudness[english : english + single] = 0
+        words, places = self._word_targets(self.row[rows[: sizes[0]]])
+        return Batch(ids, bounds, sentence, targets, cosines, loudness, sizes, words, places)
+
+    def _word_targets(self, sentences: np.ndarray) -> tuple[Tensor, Tensor]:
+        """`Batch.words` and `Batch.places` of rows of `english.npy`."""
+        words = self.word_bounds[sentences + 1] - self.word_bounds[sentences]
+        tokens = self.number_bounds[sentences + 1] - self.number_bounds[sentences]
+        first = np.cumsum(words) - words  # of each sentence, in this batch
+        (at,) = self._send(np.repeat(self.word_bounds[sentences] - first, words) + np.arange(words.sum()))
+        start = np.repeat(self.number_bounds[sentences] - np.cumsum(tokens) + tokens, tokens)
+        where, base = self._send(start + np.arange(tokens.sum()), np.repeat(first, tokens))
+        number = self.numbers[where].long()
+        return self.words[at].float(), torch.where(number >= 0, number + base, -1)

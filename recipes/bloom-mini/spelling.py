@@ -1,0 +1,114 @@
+"""How sentences are spelt, as vectors: their characters and their tokens, each as loud as it is rare in the language.
+
+    characters: TF-IDF of character 2- to 4-grams within words, (CODES,) int8, kept for all rows
+    tokens:     which of the student's tokens a sentence has, (CODES,), made on the fly (`batches.py`)
+
+Both are hashed with signs into `CODES` columns (count sketches; Charikar et al., 2002), in which cosines survive up to
+1 / sqrt(CODES). Each alone orders pairs about as well as the n-gram baseline does, both together better, in every
+language (`docs/log.md`): a student that has little text of a language cannot do better than to keep them.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.preprocessing import normalize
+
+from lacos_st.files import atomic
+
+CODES = 1024
+BUCKETS = 2**17  # n-grams are hashed into so many
+SAMPLE = 20_000  # sentences of a language, at most, in which n-grams are counted
+CHUNK = 20_000
+
+
+def n_grams(texts: list[str]) -> csr_matrix:
+    """(texts, BUCKETS) counts of character n-grams."""
+    hashing = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(2, 4), n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32
+    )
+    return hashing.transform(texts)
+
+
+def seen_in(texts: list[str]) -> np.ndarray:
+    """(BUCKETS,) in how many of the texts each n-gram is."""
+    return np.bincount(n_grams(texts).indices, minlength=BUCKETS)
+
+
+class Characters:
+    """TF-IDF of character n-grams.
+
+    How rare an n-gram is depends on the language: "het" is rare among all sentences, and yet says little.
+
+    Args:
+        path: Where the rarities are kept.
+        texts: All texts.
+        langs: Their languages.
+        written: Which of them to count in.
+    """
+
+    def __init__(self, path: Path, texts: pa.Array, langs: np.ndarray, written: np.ndarray) -> None:
+        if not path.exists():
+            with atomic(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **rarity(texts, langs, written))
+        stored = np.load(path)
+        self.place = {lang: i for i, lang in enumerate(stored["langs"].tolist())}
+        self.idf = stored["idf"]
+        random = np.random.default_rng(0)
+        sign, column = random.choice([-1.0, 1.0], BUCKETS), random.integers(0, CODES, BUCKETS)
+        self.fold = csr_matrix((sign.astype(np.float32), (np.arange(BUCKETS), column)), shape=(BUCKETS, CODES))
+
+    def __call__(self, texts: list[str], langs: np.ndarray | None = None) -> np.ndarray:
+        """(texts, CODES) int8, not of unit length; without a language an n-gram is as frequent as where it is most."""
+        counts = n_grams(texts)
+        place = [self.place.get(lang, -1) for lang in (langs if langs is not None else [None] * len(texts))]
+        counts.data = (1 + np.log(counts.data)) * self.idf[np.repeat(place, np.diff(counts.indptr)), counts.indices]
+        codes = (normalize(counts, copy=False) @ self.fold).toarray()
+        return np.round(codes * (127 / np.abs(codes).max(1, keepdims=True).clip(1e-9))).astype(np.int8)
+
+    def of_all(self, path: Path, texts: pa.Array, langs: np.ndarray) -> np.ndarray:
+        """(texts, CODES) int8 of all texts, in a file that is made on the first call."""
+        if not path.exists():
+            starts = range(0, len(texts), CHUNK)
+            parts = (texts[start : start + CHUNK].to_pylist() for start in starts)
+            with atomic(path) as temporary, ProcessPoolExecutor(os.cpu_count()) as pool:
+                table = np.lib.format.open_memmap(temporary, "w+", np.int8, (len(texts), CODES))
+                found = pool.map(self, parts, (langs[start : start + CHUNK] for start in starts))
+                for start, codes in zip(starts, found, strict=True):
+                    table[start : start + CHUNK] = codes
+                table.flush()
+        return np.load(path, mmap_mode="c")
+
+
+def rarity(texts: pa.Array, langs: np.ndarray, written: np.ndarray) -> dict[str, np.ndarray]:
+    """`langs`, and `idf`, (languages + 1, BUCKETS): of each language, and where the language is not known."""
+    names = np.unique(langs[written])
+    rows = [np.flatnonzero(written & (langs == lang)) for lang in names]
+    samples = [texts.take(pa.array(found[:: -(-len(found) // SAMPLE)])).to_pylist() for found in rows]
+    idf = np.full((len(names) + 1, BUCKETS), np.log(SAMPLE), np.float32)
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for own, sample, seen in zip(idf, samples, pool.map(seen_in, samples), strict=False):
+            own[:] = np.log((1 + len(sample)) / (1 + seen))
+            used = seen >= 10  # in a small language what is missing is not rare
+            idf[-1, used] = np.minimum(idf[-1], own)[used]
+    return {"langs": names.astype(str), "idf": idf}
+
+
+def signs(rows: int) -> np.ndarray:
+    """(rows, CODES) int8 of +1 and -1: tokens as vectors."""
+    bits = np.random.default_rng(1).integers(0, 256, (rows, CODES // 8), np.uint8)
+    return np.unpackbits(bits, axis=1).view(np.int8) * 2 - 1
+
+
+def projection(hidden: int) -> torch.Tensor:
+    """(2 * CODES, hidden), from characters and tokens to the student's space; its last two dimensions stay 0."""
+    random = np.random.default_rng(2).standard_normal((2 * CODES, hidden), np.float32) / hidden**0.5
+    random[:, -2:] = 0
+    return torch.from_numpy(random)

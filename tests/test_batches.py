@@ -1,0 +1,178 @@
+"""`recipes/bloom-mini`: what batches hold, and that training from them is the same every time."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from lacos_st import embedded
+
+RECIPE = Path(__file__).parents[1] / "recipes/bloom-mini"
+sys.path.insert(0, str(RECIPE))
+
+import distil  # noqa: E402
+from batches import EOS, NEIGHBOURS, SINGLES, Batches  # noqa: E402
+from corpus import tokenize  # noqa: E402
+from spelling import CODES, Characters  # noqa: E402
+from targets import LEXICAL  # noqa: E402
+
+HIDDEN, COUNT = 32, 520  # sentences of each language
+WORDS = {
+    "en": ["the", "dog", "cat", "man", "woman", "runs", "sleeps", "plays", "guitar", "red", "house", "river"],
+    "es": ["el", "perro", "gato", "hombre", "mujer", "corre", "duerme", "toca", "guitarra", "rojo", "casa", "río"],
+    "de": ["der", "Hund", "Katze", "Mann", "Frau", "läuft", "schläft", "spielt", "Gitarre", "rot", "Haus", "Fluss"],
+}
+
+
+@pytest.fixture(scope="module")
+def work_dir(tmp_path_factory):
+    """The stages' folder in small: teachers who say anything, and the embedded model's tokenizer."""
+    folder = tmp_path_factory.mktemp("work")
+    embedded.unpack("bloom-mini", folder / "tokenizer")
+    random = np.random.default_rng(0)
+    rows = []
+    for number in range(COUNT):
+        meaning = random.integers(0, 12, random.integers(2, 7))
+        for lang, words in WORDS.items():
+            text = " ".join(words[i] for i in meaning) + f" {number}"
+            rows.append((text, lang, 3 * number, "tatoeba"))
+    rows += [(f"palabra{i}", "es", -1, "wordfreq") for i in range(COUNT)]
+    columns = dict(zip(("text", "lang", "english", "source"), map(list, zip(*rows, strict=True)), strict=True))
+    columns["english"] = pa.array(columns["english"], pa.int32())
+    pq.write_table(pa.table(columns), folder / "texts.parquet")
+
+    def said(count, width):
+        vectors = random.standard_normal((count, width))
+        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+
+    english = np.arange(0, 3 * COUNT, 3, dtype=np.int32)
+    np.save(folder / "english.npy", english)
+    np.save(folder / "teacher.npy", said(COUNT, 48))
+    words = [len(rows[i][0].split()) for i in english]
+    np.save(folder / "starts.npy", np.cumsum([0, *words]))
+    np.save(folder / "words.npy", said(sum(words), 48))
+    np.save(folder / "second-rows.npy", np.concatenate([english, np.arange(3 * COUNT, 4 * COUNT, dtype=np.int32)]))
+    np.save(folder / "second.npy", said(2 * COUNT, 40))
+    for name in ("teacher", "second"):
+        (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
+    rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
+    np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
+    np.save(folder / "token-said-57344.npy", random.standard_normal((57344, HIDDEN)).astype(np.float16))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def batches(work_dir):
+    return Batches(work_dir, HIDDEN, singles=0.1)
+
+
+def test_a_batch_depends_on_seed_and_number_alone(work_dir, batches):
+    first, again = batches.batch(64, 3, 7), Batches(work_dir, HIDDEN, singles=0.1).batch(64, 3, 7)
+    assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.targets, batches.batch(64, 3, 8).targets)
+
+
+def test_neighbours_speak_the_same_language_and_say_something_else(work_dir, batches):
+    pool = batches.pools["de"]
+    assert np.isin(batches.near[pool], pool).all()
+    assert (batches.row[batches.near[pool]] != batches.row[pool][:, None]).all()
+    targets = batches.targets(pool)
+    near = batches.targets(batches.near[pool].ravel().astype(np.int64)).view(len(pool), NEIGHBOURS, -1)
+    assert (near @ targets[:, :, None]).mean() > (targets @ targets.T).mean() + 0.2
+    assert SINGLES in batches.pools
+    assert not np.isin(batches.pools["es"], batches.pools[SINGLES]).any()
+
+
+def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batches):
+    rows, sizes = batches.draw(64, 0, 0)
+    batch = batches.batch(64, 0, 0)
+    assert sum(sizes) == len(rows) == len(batch.targets)
+    table = pq.read_table(work_dir / "texts.parquet")
+    texts, langs = table["text"].to_pylist(), table["lang"].to_numpy()
+    ids, offsets = tokenize(work_dir)
+    said = np.load(work_dir / f"said-{HIDDEN}.npy")[np.load(work_dir / "said-rows.npy")[rows]].astype(np.float64)
+    every = Characters(work_dir / "idf.npz", table["text"].combine_chunks(), langs, np.ones(len(langs), bool))
+    characters = every([texts[row] for row in rows], langs[rows]).astype(np.float64)
+    tokens = np.zeros((len(rows), CODES))
+    signs = batches.signs.numpy().astype(np.float64)
+    for i, row in enumerate(rows):
+        for token in ids[offsets[row] : offsets[row + 1]]:
+            if token != EOS:
+                tokens[i] += signs[token] * float(batches.rarity[batches.known.index(langs[row]), token])
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
+    spelt = np.concatenate([unit(characters), unit(tokens)], 1) / 2**0.5
+    share = np.array([LEXICAL[lang] for lang in langs[rows]])[:, None]
+    wanted = unit((1 - share) ** 0.5 * said + share**0.5 * unit(spelt @ batches.projection.numpy()))
+    assert np.abs(batch.targets.numpy() - wanted).max() < 1e-3
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    cosines = ((1 - share) ** 0.5 * said) @ ((1 - share) ** 0.5 * said).T
+    cosines += (group[:, None] == group) * ((share**0.5 * spelt) @ (share**0.5 * spelt).T)
+    assert np.abs(batch.cosines.numpy() - cosines).max() < 2e-3
+
+
+def test_words_are_the_teachers_and_lie_where_the_tokens_are(work_dir, batches):
+    rows, sizes = batches.draw(64, 0, 0)
+    batch = batches.batch(64, 0, 0)
+    table = pq.read_table(work_dir / "texts.parquet")["text"].to_pylist()
+    counts = [len(table[row].split()) for row in rows[: sizes[0]]]
+    assert len(batch.words) == sum(counts) == int(batch.places.max()) + 1
+    assert len(batch.places) == int(batch.bounds[sizes[0]])
+    sentence_of_word = np.repeat(np.arange(sizes[0]), counts)
+    real = batch.places >= 0
+    assert (batch.sentence[: len(real)][real].numpy() == sentence_of_word[batch.places[real].numpy()]).all()
+    assert (batch.loudness[: len(real)] == 0).all(), "English is not told how loudly to speak"
+    single = slice(int(batch.bounds[sizes[0]]), int(batch.bounds[sizes[0] + sizes[1]]))
+    assert (batch.loudness[single] == 0).all()
+    assert (batch.loudness[single.stop :] > 0).all()
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["distil.py", *map(str, arguments)])
+    distil.main()
+
+
+def test_training_goes_on_as_if_it_had_not_been_stopped(work_dir, tmp_path, monkeypatch):
+    size = ["--work-dir", work_dir, "--hidden", HIDDEN, "--batch", 32, "--device", "cpu", "--words", 1, "--loudness", 1]
+    run(monkeypatch, "static", *size, "--steps", 3, "--output", tmp_path / "static")
+    deep = [
+        "deep",
+        *size,
+        "--start",
+        tmp_path / "static",
+        "--layers",
+        1,
+        "--keep",
+        0.5,
+        "--steps",
+        6,
+        "--save-every",
+        3,
+    ]
+    run(monkeypatch, *deep, "--output", tmp_path / "whole")
+
+    class Stopped(Exception):
+        pass
+
+    saved = distil.save_state
+
+    def stop(path, model, optimizer, step):
+        saved(path, model, optimizer, step)
+        if step == 3:
+            raise Stopped
+
+    monkeypatch.setattr(distil, "save_state", stop)
+    with pytest.raises(Stopped):
+        run(monkeypatch, *deep, "--output", tmp_path / "stopped")
+    monkeypatch.setattr(distil, "save_state", saved)
+    run(monkeypatch, *deep, "--output", tmp_path / "stopped")
+    whole, stopped = (
+        distil.LacosBloomModel.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "stopped")
+    )
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
+    start = distil.LacosBloomModel.from_pretrained(tmp_path / "static").state_dict()
+    assert not torch.equal(whole["word_embeddings.weight"], start["word_embeddings.weight"])
