@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from lacos_st import embedded
 
@@ -18,8 +19,10 @@ sys.path.insert(0, str(RECIPE))
 import distil  # noqa: E402
 from batches import EOS, NEIGHBOURS, SINGLES, Batches  # noqa: E402
 from corpus import tokenize  # noqa: E402
+from space import Space  # noqa: E402
 from spelling import CODES, Characters  # noqa: E402
-from targets import LEXICAL  # noqa: E402
+from targets import LEXICAL, said_of  # noqa: E402
+from teach import words_of  # noqa: E402
 
 HIDDEN, COUNT = 32, 520  # sentences of each language
 WORDS = {
@@ -62,7 +65,7 @@ def work_dir(tmp_path_factory):
         (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
     rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
     np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
-    np.save(folder / "token-said-57344.npy", random.standard_normal((57344, HIDDEN)).astype(np.float16))
+    np.save(folder / f"token-said-57344-{HIDDEN}.npy", random.standard_normal((57344, HIDDEN)).astype(np.float16))
     return folder
 
 
@@ -95,7 +98,8 @@ def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batche
     table = pq.read_table(work_dir / "texts.parquet")
     texts, langs = table["text"].to_pylist(), table["lang"].to_numpy()
     ids, offsets = tokenize(work_dir)
-    said = np.load(work_dir / f"said-{HIDDEN}.npy")[np.load(work_dir / "said-rows.npy")[rows]].astype(np.float64)
+    vectors, place = said_of(work_dir, HIDDEN)
+    said = vectors[place[rows]].astype(np.float64)
     every = Characters(work_dir / "idf.npz", table["text"].combine_chunks(), langs, np.ones(len(langs), bool))
     characters = every([texts[row] for row in rows], langs[rows]).astype(np.float64)
     tokens = np.zeros((len(rows), CODES))
@@ -118,17 +122,35 @@ def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batche
 def test_words_are_the_teachers_and_lie_where_the_tokens_are(work_dir, batches):
     rows, sizes = batches.draw(64, 0, 0)
     batch = batches.batch(64, 0, 0)
-    table = pq.read_table(work_dir / "texts.parquet")["text"].to_pylist()
-    counts = [len(table[row].split()) for row in rows[: sizes[0]]]
-    assert len(batch.words) == sum(counts) == int(batch.places.max()) + 1
-    assert len(batch.places) == int(batch.bounds[sizes[0]])
-    sentence_of_word = np.repeat(np.arange(sizes[0]), counts)
-    real = batch.places >= 0
-    assert (batch.sentence[: len(real)][real].numpy() == sentence_of_word[batch.places[real].numpy()]).all()
-    assert (batch.loudness[: len(real)] == 0).all(), "English is not told how loudly to speak"
-    single = slice(int(batch.bounds[sizes[0]]), int(batch.bounds[sizes[0] + sizes[1]]))
-    assert (batch.loudness[single] == 0).all()
-    assert (batch.loudness[single.stop :] > 0).all()
+    texts = pq.read_table(work_dir / "texts.parquet")["text"].to_pylist()
+    tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
+    turn = Space.load(work_dir, HIDDEN).first
+    states, starts = np.load(work_dir / "words.npy").astype(np.float32), np.load(work_dir / "starts.npy")
+    words, places = [], []
+    for row in rows[: sizes[0]]:
+        sentence = row // 3  # of `english.npy`
+        number = words_of(texts[row], tokenizer(texts[row], return_offsets_mapping=True)["offset_mapping"])
+        places.append(np.where(number >= 0, number + sum(map(len, words)), -1))
+        words.append(states[starts[sentence] : starts[sentence + 1]] @ turn)
+    words = np.concatenate(words)
+    words /= np.linalg.norm(words, axis=1, keepdims=True)
+    assert np.abs(batch.words.numpy() - words).max() < 1e-3
+    assert (batch.places.numpy() == np.concatenate(places)).all()
+
+
+def test_only_other_languages_are_told_how_loudly_to_speak(batches):
+    batch = batches.batch(64, 0, 0)
+    english, single = (int(batch.bounds[count]) for count in np.cumsum(batch.sizes)[:2])
+    assert batch.sizes[1] > 0
+    assert (batch.loudness[:single] == 0).all()
+    assert (batch.loudness[single:] > 0).all()
+    assert english < single
+
+
+def test_the_loss_is_a_number_without_single_words(work_dir):
+    batch = Batches(work_dir, HIDDEN).batch(64, 0, 0)
+    assert batch.sizes[1] == 0
+    assert distil.loss_of(torch.randn(len(batch.targets), HIDDEN), batch, 5.0, 50.0, 4).isfinite()
 
 
 def run(monkeypatch, *arguments):

@@ -33,7 +33,7 @@ EOS = 2  # stands in every sentence: it spells nothing
 
 
 class Batch(NamedTuple):
-    """Sentences end to end, language by language, the English ones first."""
+    """Sentences end to end, group by group: English, single words of all languages, then a few other languages."""
 
     ids: Tensor  # (tokens,) int64
     bounds: Tensor  # (sentences + 1,) int64
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     targets: Tensor  # (sentences, hidden) unit length
     cosines: Tensor  # (sentences, sentences), as if what is said and how it is spelt had dimensions of their own
     loudness: Tensor  # (tokens,) how much each counts in its language; 0 in English and single words
-    sizes: list[int]  # sentences of each language
+    sizes: list[int]  # sentences of each group
     words: Tensor  # (words, hidden) what the teacher says of each English word, unit length or 0
     places: Tensor  # (English tokens,) the row of `words` of each, or -1
 
@@ -122,7 +122,7 @@ class Batches:
         return torch.from_numpy(array).to(self.device)
 
     def _neighbours(self, path: Path) -> np.ndarray:
-        """(texts, NEIGHBOURS) int32, rows of the same language with the most similar targets, but not the same.
+        """(texts, NEIGHBOURS) int32, rows of the same group with the most similar targets, but not the same.
 
         Batches are drawn in runs of these, so that they hold the near pairs that STS asks about: among random
         sentences there are hardly any.
@@ -185,7 +185,7 @@ class Batches:
         return mixed(said, normalize(spelt @ self.projection), share)
 
     def draw(self, size: int, seed: int, step: int) -> tuple[np.ndarray, list[int]]:
-        """Rows of batch number `step`, and how many are of each language: English, single words, then others."""
+        """Rows of batch number `step`, and how many are of each group: English, single words, then others."""
         random = np.random.default_rng([seed, step])
         drawn = {"en": self.english, SINGLES: self.singles}
         chosen = random.choice(self.others, min(TOGETHER, len(self.others)), replace=False, p=self.chance)
@@ -203,14 +203,14 @@ class Batches:
         return np.concatenate(rows).astype(np.int64), sizes
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
-        """Batch number `step`: runs of similar sentences of one language, of English and a few others."""
+        """Batch number `step`: runs of similar sentences of one group."""
         rows, sizes = self.draw(size, seed, step)
         ids, bounds, sentence = self.flatten(rows)
         said, spelt, share, lang = self._parts(rows, ids, sentence)
         targets = mixed(said, normalize(spelt @ self.projection), share)
         said, spelt = said * (1 - share).sqrt(), spelt * share.sqrt()
         cosines = said @ said.T
-        for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two languages are not compared
+        for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two groups are not compared
             part = slice(last - n, last)
             cosines[part, part] += spelt[part] @ spelt[part].T
         lengths = self.offsets[rows + 1] - self.offsets[rows]

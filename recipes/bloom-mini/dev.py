@@ -65,7 +65,7 @@ def by_genre(sets: dict[str, Pairs]) -> dict[str, Pairs]:
 
 
 @torch.inference_mode()
-def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: list[str], pooling: str) -> np.ndarray:
+def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> np.ndarray:
     ids = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
     out = np.zeros((len(ids), model.config.hidden_size), np.float32)
@@ -73,7 +73,7 @@ def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: li
         rows = order[start : start + 256]
         flat = torch.tensor([t for i in rows for t in ids[i]])
         bounds = torch.tensor(np.cumsum([0, *(len(ids[i]) for i in rows)]))
-        out[rows] = torch.nn.functional.normalize(pool(states(model, flat, bounds), bounds, pooling), dim=-1).numpy()
+        out[rows] = torch.nn.functional.normalize(pool(states(model, flat, bounds), bounds), dim=-1).numpy()
     return out
 
 

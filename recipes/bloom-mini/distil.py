@@ -38,20 +38,22 @@ from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st.bloom import LacosBloomModel
+from lacos_st.files import atomic
 from lacos_st.quantization import has_fast_bf16
 
 SPELLING = 0.6  # share in what a token begins with
 SETTLING, NEAR_FIRST = 0.2, 10.0  # share of the steps in which new layers find their place, and --near meanwhile
-REFIT = 4000  # steps after which the levels of --round are fitted again
 
 
 def token_vectors(tokenizer: PreTrainedTokenizerBase, batches: Batches, work_dir: Path) -> torch.Tensor:
     """(vocabulary, hidden), unit length: the second teacher's embedding of each token's string, and how it is spelt."""
     strings = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    path = work_dir / f"token-said-{len(tokenizer)}.npy"
+    hidden = batches.said.shape[1]
+    path = work_dir / f"token-said-{len(tokenizer)}-{hidden}.npy"
     if not path.exists():
         said = embed([string.strip() for string in strings]).astype(np.float32)
-        np.save(path, unit(said - said.mean(0)) @ Space.load(work_dir, batches.said.shape[1]).second)
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.save(file, unit(said - said.mean(0)) @ Space.load(work_dir, hidden).second)
     said = normalize(torch.from_numpy(np.load(path)).float())
     every = torch.arange(len(tokenizer), device=batches.device)
     codes = torch.from_numpy(batches.characters(strings)).to(batches.device)
@@ -75,9 +77,9 @@ def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run
     student = normalize(student, dim=-1)
     error = (student @ student.T - batch.cosines).square()
     loss = 1 - (student * batch.targets).sum(-1).mean() + matrix * error.mean()
-    start = 0
-    for size in batch.sizes:
-        loss = loss + matrix / len(batch.sizes) * error[start : start + size, start : start + size].mean()
+    start, sizes = 0, [size for size in batch.sizes if size]
+    for size in sizes:
+        loss = loss + matrix / len(sizes) * error[start : start + size, start : start + size].mean()
         start += size
     runs = len(student) // run
     within = error.view(runs, run, runs, run).diagonal(dim1=0, dim2=2)  # (run, run, runs)
@@ -172,6 +174,8 @@ def main() -> None:
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():
         model = LacosBloomModel(LacosBloomModel.config_class.from_pretrained(output))
+        if bool(model.config.n_layer) != (args.stage == "deep"):
+            parser.error(f"{output} holds a run of the other stage: give another --output.")
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
         quiet_(model, token_vectors(tokenizer, batches, args.work_dir), audible(batches))
@@ -200,13 +204,13 @@ def main() -> None:
     fast = args.stage == "deep" and (device.type == "cuda" or has_fast_bf16())
     for step in range(first, args.steps):
         settling = fresh and step < SETTLING * args.steps
-        if args.round and not settling and (rounding is None or step % REFIT == 0):
+        if args.round and not settling and (rounding is None or step % args.save_every == 0):
             rounding = Rounding(model)
         batch = batches.batch(args.batch, args.seed, step)
         factor = min(1.0, (step + 1) / 100, (args.steps - step) / max(1, args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
-        depth.draw(np.random.default_rng([args.seed, step]))
+        depth.draw(np.random.default_rng([args.seed, step, 1]))  # not the dice of the batch
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             said = states(model, batch.ids, batch.bounds, rounding)
         near = min(NEAR_FIRST, args.near) if settling else args.near

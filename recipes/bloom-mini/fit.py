@@ -42,7 +42,7 @@ def main() -> None:
     for source in ("snli", "mnli", "tatoeba", "wordnet", "wikisplit"):
         rows = pool[sources[pool] == source][: args.count]
         if len(rows):
-            said = encode(model, tokenizer, [texts[int(row)].as_py() for row in rows], "mean")
+            said = encode(model, tokenizer, [texts[int(row)].as_py() for row in rows])
             cosines[source] = float((said * batches.targets(rows).numpy()).sum(1).mean())
     left, right, _ = read(args.data_dir / "sts/stsb.en.dev.jsonl.gz")
     unseen = sorted(set(left + right))[: args.count]
@@ -53,7 +53,7 @@ def main() -> None:
     english = torch.full((len(ids),), batches.known.index("en"))
     spelt = batches.spelt(codes, english, torch.tensor([token for row in ids for token in row]), sentence)
     target = mixed(said, torch.nn.functional.normalize(spelt @ batches.projection), LEXICAL["en"]).numpy()
-    cosines["unseen"] = float((encode(model, tokenizer, unseen, "mean") * target).sum(1).mean())
+    cosines["unseen"] = float((encode(model, tokenizer, unseen) * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 
 

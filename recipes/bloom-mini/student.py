@@ -143,7 +143,7 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
 class Rounding:
     """The table's rows as 4 bits will have them (`lacos_st/packed_table.py`), for layers to get used to.
 
-    Gradients pass as if nothing had been rounded (Bengio et al., 2013). Levels are fitted when a run starts or goes on.
+    Gradients pass as if nothing had been rounded (Bengio et al., 2013). Levels are fitted when it is made.
     """
 
     def __init__(self, model: BloomModel) -> None:
@@ -180,15 +180,15 @@ class StochasticDepth:
         self.gain = [float(there) / self.keep for there in random.random(len(self.gain)) < self.keep]
 
 
-LONGEST = 64
+LONGEST = 128  # tokens of a sentence on a GPU
 
 
 def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | None = None) -> Tensor:
-    """(tokens,) ids of sentences end to end -> (tokens, hidden) fp32."""
+    """(tokens,) ids of sentences end to end -> (tokens, hidden) fp32; on a GPU under autocast, as training does."""
     rows = model.word_embeddings(ids)
     if rounding is not None:
         rows = rounding(rows)
-    if not ids.is_cuda:
+    if not torch.is_autocast_enabled("cuda"):
         return model(inputs_embeds=rows[None], cu_seq_lens_q=bounds).last_hidden_state[0].float()
     layout = Layout(None, [], bounds.int(), LONGEST)  # all sequences in one call: nothing to plan, nothing to wait for
     rows = model.word_embeddings_layernorm(rows)
@@ -197,15 +197,8 @@ def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | 
     return model.ln_f(rows).float()
 
 
-def pool(tokens: Tensor, bounds: Tensor, pooling: str = "mean") -> Tensor:
-    """(tokens, hidden) -> (sentences, hidden), as ST's pooling of the same name does."""
+def pool(tokens: Tensor, bounds: Tensor) -> Tensor:
+    """(tokens, hidden) -> (sentences, hidden), their mean."""
     lengths = bounds.diff()
-    sentence = torch.repeat_interleave(
-        torch.arange(len(lengths), device=tokens.device), lengths, output_size=len(tokens)
-    )
-    if pooling == "mean":
-        weight = 1 / lengths.float()[sentence]
-    else:
-        weight = (torch.arange(len(tokens)) - bounds[:-1].repeat_interleave(lengths) + 1).float()
-        weight = weight / (lengths * (lengths + 1) / 2)[sentence]
-    return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sentence, tokens * weight[:, None])
+    sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sentence, tokens / lengths[sentence, None])

@@ -53,14 +53,15 @@ def said_of(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray]:
     """What teachers say: (vectors, hidden) fp16, unit length, and for each text its row there, or -1.
 
     A text has its English translation's vector; if it has none and the second teacher has read the text itself, that.
-    Both are kept in files.
+    Kept in a file.
     """
-    vectors, places = work_dir / f"said-{hidden}.npy", work_dir / "said-rows.npy"
-    if not vectors.exists():
+    first, second = done(work_dir / "teacher.json"), done(work_dir / "second.json")
+    path = work_dir / f"said-{hidden}-{first}-{second}.npz"
+    if not path.exists():
         table = pq.read_table(work_dir / "texts.parquet", columns=["english", "source"])
         english, single = table["english"].to_numpy(), np.isin(table["source"].to_numpy(), SINGLE_WORDS)
-        rows = np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")]
-        read = np.load(work_dir / "second-rows.npy")[: done(work_dir / "second.json")]
+        rows = np.load(work_dir / "english.npy")[:first]
+        read = np.load(work_dir / "second-rows.npy")[:second]
         alone = np.flatnonzero(english[read] < 0)  # rows of what the second teacher says, in the order of the texts
         alone = alone[np.argsort(read[alone])]
         place = np.full(len(table), -1, np.int32)
@@ -68,11 +69,11 @@ def said_of(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray]:
         row = np.where(english >= 0, place[english], -1).astype(np.int32)
         row[read[alone]] = len(rows) + np.arange(len(alone))
         space = Space.load(work_dir, hidden)
-        first = np.load(work_dir / "teacher.npy")[: len(rows)]
-        first = space.target(words_centred(first, single[rows], np.zeros(first.shape[1])))
-        second = np.load(work_dir / "second.npy", mmap_mode="r")[alone]
-        second = unit(words_centred(second, single[read[alone]], space.mean) @ space.second)
-        for path, values in ((places, row), (vectors, np.concatenate([first, second]).astype(np.float16))):
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.save(file, values)
-    return np.load(vectors), np.load(places)
+        said = np.load(work_dir / "teacher.npy")[: len(rows)]
+        said = space.target(words_centred(said, single[rows], np.zeros(said.shape[1], np.float32)))
+        other = np.load(work_dir / "second.npy", mmap_mode="r")[alone]
+        other = unit(words_centred(other, single[read[alone]], space.mean) @ space.second)
+        with atomic(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, vectors=np.concatenate([said, other]).astype(np.float16), rows=row)
+    stored = np.load(path)
+    return stored["vectors"], stored["rows"]

@@ -38,7 +38,8 @@ def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarra
         (words, hidden) fp16, unit length, or 0 where the teacher did not see the word; (sentences + 1,) bounds there;
         (tokens,) int8, the word of each token, or -1; (sentences + 1,) bounds there. Kept in files.
     """
-    vectors, numbers = work_dir / f"words-{hidden}.npy", work_dir / "word-numbers.npz"
+    read = done(work_dir / "teacher.json")
+    vectors, numbers = work_dir / f"words-{hidden}-{read}.npy", work_dir / f"word-numbers-{read}.npz"
     if not vectors.exists():
         turn, states = Space.load(work_dir, hidden).first, np.load(work_dir / "words.npy", mmap_mode="r")
         with atomic(vectors) as temporary:
@@ -48,7 +49,7 @@ def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarra
                 table[part] = unit(states[part].astype(np.float32) @ turn)
             table.flush()
     if not numbers.exists():
-        found, bounds = numbers_of(work_dir, np.load(work_dir / "english.npy")[: done(work_dir / "teacher.json")])
+        found, bounds = numbers_of(work_dir, np.load(work_dir / "english.npy")[:read])
         with atomic(numbers) as temporary, temporary.open("wb") as file:
             np.savez(file, numbers=found, bounds=bounds)
     stored = np.load(numbers)
