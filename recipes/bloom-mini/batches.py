@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 import torch
 from collect import FAVOUR, NOT_WRITTEN
 from corpus import rarities, tokenize
+from kept import kept
 from spelling import CODES, Characters, projection, signs
-from targets import LEXICAL, TOKENS, mixed, said_of
+from targets import LEXICAL, TOKENS, said_of
 from torch import Tensor
 from torch.nn.functional import normalize
 from words import words_of_english
-
-from lacos_st.files import atomic
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 4  # languages beside English in a batch: few, so that it holds many pairs within a language
 POWER = 0.3  # a language is drawn in proportion to its sentences to this power, times `FAVOUR`
 LOUDNESS = 1.25  # a token should speak as loudly as its rarity to this power
+LONGEST = 48  # sentences of more tokens are left out: they cost most and resemble STS least
+RUN = 4  # so many are drawn together: one, and some of its neighbours
 NEIGHBOURS = 12
 PART = 2**17  # rows among which neighbours are looked for: a GPU takes seconds, a CPU half an hour, once
 EOS = 2  # stands in every sentence: it spells nothing
@@ -53,9 +54,7 @@ class Batches:
         work_dir: The stages' folder.
         hidden: Size of the targets.
         device: Where batches are to lie.
-        longest: Sentences of more tokens than this are left out (they cost most and resemble STS least).
         english: Share of English sentences.
-        run: So many are drawn together: one, and some of its `NEIGHBOURS`.
         singles: Share of single words (wordfreq), of all languages alike.
         glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
             that have met little else do not know what to make of a language's small words.
@@ -69,13 +68,11 @@ class Batches:
         work_dir: Path,
         hidden: int,
         device: str = "cpu",
-        longest: int = 48,
         english: float = 0.42,
-        run: int = 4,
         singles: float = 0.0,
         glosses: float = 1.0,
     ) -> None:
-        self.device, self.run, self.singles = torch.device(device), run, singles
+        self.device, self.singles = torch.device(device), singles
         ids, self.offsets = tokenize(work_dir)
         table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "text", "source"])
         langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
@@ -100,7 +97,7 @@ class Batches:
         self.signs = self._there(signs(rarity.shape[1]))
         self.projection = projection(hidden).to(self.device)
 
-        usable = np.flatnonzero((self.row >= 0) & (np.diff(self.offsets) <= longest))
+        usable = np.flatnonzero((self.row >= 0) & (np.diff(self.offsets) <= LONGEST))
         groups = np.where(names[kind] == "wordfreq", SINGLES, langs)[usable]
         pools = {str(lang): usable[groups == lang] for lang in np.unique(groups)}
         self.pools = {lang: pool for lang, pool in pools.items() if len(pool) >= 500}
@@ -108,7 +105,7 @@ class Batches:
             lang: np.cumsum(np.bincount(kind[pool])[kind[pool]] ** -0.5 * np.where(written[pool], 1, glosses))
             for lang, pool in self.pools.items()
         }
-        self.near = self._neighbours(work_dir / f"neighbours-{len(usable)}.npy")
+        self.near = kept(work_dir / f"neighbours-{len(usable)}.npz", self._neighbours)["rows"]
         size = {
             lang: len(pool) ** POWER * FAVOUR.get(lang, 0.5)
             for lang, pool in self.pools.items()
@@ -121,28 +118,25 @@ class Batches:
         """On the device; on a CPU a table that lies in a file stays there."""
         return torch.from_numpy(array).to(self.device)
 
-    def _neighbours(self, path: Path) -> np.ndarray:
-        """(texts, NEIGHBOURS) int32, rows of the same group with the most similar targets, but not the same.
+    def _neighbours(self) -> dict[str, np.ndarray]:
+        """`rows`, (texts, NEIGHBOURS) int32, of the same group with the most similar targets, but not the same.
 
         Batches are drawn in runs of these, so that they hold the near pairs that STS asks about: among random
         sentences there are hardly any.
         """
-        if not path.exists():
-            near = np.zeros((len(self.row), NEIGHBOURS), np.int32)
-            random = np.random.default_rng(0)
-            dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
-            for pool in self.pools.values():
-                for part in np.array_split(random.permutation(pool), -(-len(pool) // PART)):
-                    pieces = np.array_split(part, -(-len(part) // 4096))
-                    targets = torch.cat([self.targets(piece).to(dtype) for piece in pieces])
-                    row = torch.from_numpy(self.row[part]).to(self.device)
-                    lengths = [*map(len, pieces)]
-                    for piece, own, mine in zip(pieces, targets.split(lengths), row.split(lengths), strict=True):
-                        cosines = (own @ targets.T).masked_fill_(mine[:, None] == row, -2)
-                        near[piece] = part[cosines.topk(NEIGHBOURS).indices.cpu().numpy()]
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.save(file, near)
-        return np.load(path, mmap_mode="r")
+        near = np.zeros((len(self.row), NEIGHBOURS), np.int32)
+        random = np.random.default_rng(0)
+        dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
+        for pool in self.pools.values():
+            for part in np.array_split(random.permutation(pool), -(-len(pool) // PART)):
+                pieces = np.array_split(part, -(-len(part) // 4096))
+                targets = torch.cat([self.targets(piece).to(dtype) for piece in pieces])
+                row = torch.from_numpy(self.row[part]).to(self.device)
+                lengths = [*map(len, pieces)]
+                for piece, own, mine in zip(pieces, targets.split(lengths), row.split(lengths), strict=True):
+                    cosines = (own @ targets.T).masked_fill_(mine[:, None] == row, -2)
+                    near[piece] = part[cosines.topk(NEIGHBOURS).indices.cpu().numpy()]
+        return {"rows": near}
 
     def _send(self, *arrays: np.ndarray) -> list[Tensor]:
         """Integers of one length, in one transfer."""
@@ -154,7 +148,7 @@ class Batches:
         ends = np.cumsum(lengths)
         total = int(ends[-1])
         shift, sizes = self._send(first - ends + lengths, lengths)
-        sentence = torch.repeat_interleave(torch.arange(len(rows), device=self.device), sizes, output_size=total)
+        sentence = torch.repeat_interleave(sizes, output_size=total)
         ids = self.ids[torch.arange(total, device=self.device) + shift[sentence]].long()
         return ids, torch.nn.functional.pad(sizes.cumsum(0), (1, 0)), sentence
 
@@ -172,6 +166,10 @@ class Batches:
         tokens.index_add_(0, sentence, self.signs[ids].float() * weight[:, None])
         return torch.cat([(1 - TOKENS) ** 0.5 * normalize(codes.float()), TOKENS**0.5 * normalize(tokens)], 1)
 
+    def mixed(self, said: Tensor, spelt: Tensor, share: Tensor | float) -> Tensor:
+        """(sentences, hidden), unit length: of what is said and, `share` of the squared length, how it is spelt."""
+        return normalize((1 - share) ** 0.5 * said + share**0.5 * normalize(spelt @ self.projection))
+
     def _parts(self, rows: np.ndarray, ids: Tensor, sentence: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What is said (rows, hidden), how it is spelt (rows, 2 * CODES), the latter's share (rows, 1), languages."""
         at, place, lang = self._send(rows, self.row[rows], self.lang[rows])
@@ -182,7 +180,7 @@ class Batches:
         """(rows, hidden), unit length."""
         ids, _, sentence = self.flatten(rows)
         said, spelt, share, _ = self._parts(rows, ids, sentence)
-        return mixed(said, normalize(spelt @ self.projection), share)
+        return self.mixed(said, spelt, share)
 
     def draw(self, size: int, seed: int, step: int) -> tuple[np.ndarray, list[int]]:
         """Rows of batch number `step`, and how many are of each group: English, single words, then others."""
@@ -192,14 +190,14 @@ class Batches:
         drawn |= {str(lang): (1 - self.english - self.singles) / len(chosen) for lang in chosen}
         rows, sizes = [], []
         for lang, share in drawn.items():
-            n = round(size * share / self.run)
+            n = round(size * share / RUN)
             if n:
                 reach = self.reach[lang]
                 first = self.pools[lang][np.searchsorted(reach, random.random(n) * reach[-1], side="right")]
-                columns = np.argsort(random.random((n, NEIGHBOURS)), 1)[:, : self.run - 1]
+                columns = np.argsort(random.random((n, NEIGHBOURS)), 1)[:, : RUN - 1]
                 near = np.take_along_axis(self.near[first], columns, 1)
                 rows.append(np.concatenate([first[:, None], near], 1).ravel())
-            sizes.append(n * self.run)
+            sizes.append(n * RUN)
         return np.concatenate(rows).astype(np.int64), sizes
 
     def batch(self, size: int, seed: int, step: int) -> Batch:
@@ -207,7 +205,7 @@ class Batches:
         rows, sizes = self.draw(size, seed, step)
         ids, bounds, sentence = self.flatten(rows)
         said, spelt, share, lang = self._parts(rows, ids, sentence)
-        targets = mixed(said, normalize(spelt @ self.projection), share)
+        targets = self.mixed(said, spelt, share)
         said, spelt = said * (1 - share).sqrt(), spelt * share.sqrt()
         cosines = said @ said.T
         for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two groups are not compared

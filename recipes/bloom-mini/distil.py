@@ -27,18 +27,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from batches import Batch, Batches
+from batches import RUN, Batch, Batches
 from collect import FAVOUR
+from kept import kept
 from second_teacher import embed
 from space import Space, unit
 from state import load_state, save_state
-from student import Rounding, StochasticDepth, config, grow, quiet_, save, states
-from targets import mixed
+from student import Rounding, StochasticDepth, config, grow, pool, quiet_, save, states
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st.bloom import LacosBloomModel
-from lacos_st.files import atomic
 from lacos_st.quantization import has_fast_bf16
 
 SPELLING = 0.6  # share in what a token begins with
@@ -49,16 +48,17 @@ def token_vectors(tokenizer: PreTrainedTokenizerBase, batches: Batches, work_dir
     """(vocabulary, hidden), unit length: the second teacher's embedding of each token's string, and how it is spelt."""
     strings = [tokenizer.decode([i]) for i in range(len(tokenizer))]
     hidden = batches.said.shape[1]
-    path = work_dir / f"token-said-{len(tokenizer)}-{hidden}.npy"
-    if not path.exists():
+
+    def make() -> dict[str, np.ndarray]:
         said = embed([string.strip() for string in strings]).astype(np.float32)
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.save(file, unit(said - said.mean(0)) @ Space.load(work_dir, hidden).second)
-    said = normalize(torch.from_numpy(np.load(path)).float())
+        return {"vectors": unit(said - said.mean(0)) @ Space.load(work_dir, hidden).second}
+
+    said = torch.from_numpy(kept(work_dir / f"token-said-{len(tokenizer)}-{hidden}.npz", make)["vectors"])
+    said = normalize(said.to(batches.device).float())
     every = torch.arange(len(tokenizer), device=batches.device)
     codes = torch.from_numpy(batches.characters(strings)).to(batches.device)
-    spelt = batches.spelt(codes, torch.full_like(every, len(batches.known)), every, every) @ batches.projection
-    return mixed(said, normalize(spelt).cpu(), SPELLING)
+    spelt = batches.spelt(codes, torch.full_like(every, len(batches.known)), every, every)
+    return batches.mixed(said, spelt, SPELLING).cpu()
 
 
 def audible(batches: Batches) -> torch.Tensor:
@@ -72,7 +72,7 @@ def audible(batches: Batches) -> torch.Tensor:
     return (rarity / rarity.max()).clamp_min(0.03)
 
 
-def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run: int) -> torch.Tensor:
+def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float) -> torch.Tensor:
     """1 - cosine to the target, and squared errors of cosines: of all pairs, within each language, and within a run."""
     student = normalize(student, dim=-1)
     error = (student @ student.T - batch.cosines).square()
@@ -81,8 +81,8 @@ def loss_of(student: torch.Tensor, batch: Batch, matrix: float, near: float, run
     for size in sizes:
         loss = loss + matrix / len(sizes) * error[start : start + size, start : start + size].mean()
         start += size
-    runs = len(student) // run
-    within = error.view(runs, run, runs, run).diagonal(dim1=0, dim2=2)  # (run, run, runs)
+    runs = len(student) // RUN
+    within = error.view(runs, RUN, runs, RUN).diagonal(dim1=0, dim2=2)  # (RUN, RUN, runs)
     return loss + near * within.mean()
 
 
@@ -117,11 +117,6 @@ def word_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
     return (both * (1 - cosine)).sum() / both.sum().clamp_min(1)
 
 
-def pooled(said: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """(sentences, hidden), the mean up to its length."""
-    return said.new_zeros(len(batch.bounds) - 1, said.shape[1]).index_add(0, batch.sentence, said)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=["static", "deep"])
@@ -138,7 +133,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--lr-table", type=float, default=5e-3, help="of the embedding table")
     parser.add_argument("--english", type=float, default=0.42)
-    parser.add_argument("--run", type=int, default=4, help="similar sentences drawn together")
     parser.add_argument("--near", type=float, default=50.0, help="weight of the cosines within a run")
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
     parser.add_argument("--loudness", type=float, default=0.0, help="weight of how loudly rare tokens should speak")
@@ -150,7 +144,6 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=float, default=1.0, help="share of the steps in which a layer's attention is there"
     )
-    parser.add_argument("--longest", type=int, default=48)
     parser.add_argument("--matrix", type=float, default=5.0)
     parser.add_argument("--cooldown", type=float, default=0.3, help="share of the steps with falling learning rate")
     parser.add_argument("--save-every", type=int, default=1000)
@@ -164,9 +157,7 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     began = time.monotonic()
-    batches = Batches(
-        args.work_dir, args.hidden, args.device, args.longest, args.english, args.run, args.singles, args.glosses
-    )
+    batches = Batches(args.work_dir, args.hidden, args.device, args.english, args.singles, args.glosses)
     count, langs = sum(map(len, batches.pools.values())), len(batches.pools)
     print(f"{count:,} sentences of {langs} languages, read in {time.monotonic() - began:.0f} s", flush=True)
     start = args.start or args.work_dir / "static"
@@ -214,7 +205,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=fast):
             said = states(model, batch.ids, batch.bounds, rounding)
         near = min(NEAR_FIRST, args.near) if settling else args.near
-        loss = loss_of(pooled(said, batch), batch, args.matrix, near, args.run)
+        loss = loss_of(pool(said, batch.bounds), batch, args.matrix, near)
         if args.words:
             loss = loss + args.words * word_loss(said, batch)
         if args.loudness:

@@ -16,7 +16,7 @@ import torch
 from batches import Batches
 from dev import encode, read
 from space import Space
-from targets import LEXICAL, mixed
+from targets import LEXICAL
 from teach import load_teacher
 from teach import read as taught
 from transformers import AutoTokenizer
@@ -52,7 +52,7 @@ def main() -> None:
     codes = torch.from_numpy(batches.characters(unseen, np.full(len(unseen), "en")))
     english = torch.full((len(ids),), batches.known.index("en"))
     spelt = batches.spelt(codes, english, torch.tensor([token for row in ids for token in row]), sentence)
-    target = mixed(said, torch.nn.functional.normalize(spelt @ batches.projection), LEXICAL["en"]).numpy()
+    target = batches.mixed(said, spelt, LEXICAL["en"]).numpy()
     cosines["unseen"] = float((encode(model, tokenizer, unseen) * target).sum(1).mean())
     print(json.dumps({name: round(value, 3) for name, value in cosines.items()}))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
+from kept import kept
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
@@ -55,10 +56,7 @@ class Characters:
     """
 
     def __init__(self, path: Path, texts: pa.Array, langs: np.ndarray, written: np.ndarray) -> None:
-        if not path.exists():
-            with atomic(path) as temporary, temporary.open("wb") as file:
-                np.savez(file, **rarity(texts, langs, written))
-        stored = np.load(path)
+        stored = kept(path, lambda: rarity(texts, langs, written))
         self.place = {lang: i for i, lang in enumerate(stored["langs"].tolist())}
         self.idf = stored["idf"]
         random = np.random.default_rng(0)

@@ -200,5 +200,5 @@ def states(model: BloomModel, ids: Tensor, bounds: Tensor, rounding: Rounding | 
 def pool(tokens: Tensor, bounds: Tensor) -> Tensor:
     """(tokens, hidden) -> (sentences, hidden), their mean."""
     lengths = bounds.diff()
-    sentence = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    sentence = torch.repeat_interleave(lengths, output_size=len(tokens))
     return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sentence, tokens / lengths[sentence, None])

@@ -12,13 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 from collect import READ, SINGLE_WORDS
+from kept import kept
 from space import Space, unit
 from teach import done
-from torch.nn.functional import normalize
-
-from lacos_st.files import atomic
 
 LEXICAL: dict[str | None, float] = {
     **dict.fromkeys(READ, 0.45),
@@ -31,11 +28,6 @@ LEXICAL: dict[str | None, float] = {
 are long or translations few."""
 TOKENS = 0.5
 """Share of the tokens in the spelling, beside the characters."""
-
-
-def mixed(said: torch.Tensor, spelt: torch.Tensor, share: torch.Tensor | float) -> torch.Tensor:
-    """A target of two unit vectors; `share` of its squared length is the spelling's."""
-    return normalize((1 - share) ** 0.5 * said + share**0.5 * spelt, dim=-1)
 
 
 def words_centred(said: np.ndarray, words: np.ndarray, mean: np.ndarray) -> np.ndarray:
@@ -53,11 +45,10 @@ def said_of(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray]:
     """What teachers say: (vectors, hidden) fp16, unit length, and for each text its row there, or -1.
 
     A text has its English translation's vector; if it has none and the second teacher has read the text itself, that.
-    Kept in a file.
     """
     first, second = done(work_dir / "teacher.json"), done(work_dir / "second.json")
-    path = work_dir / f"said-{hidden}-{first}-{second}.npz"
-    if not path.exists():
+
+    def make() -> dict[str, np.ndarray]:
         table = pq.read_table(work_dir / "texts.parquet", columns=["english", "source"])
         english, single = table["english"].to_numpy(), np.isin(table["source"].to_numpy(), SINGLE_WORDS)
         rows = np.load(work_dir / "english.npy")[:first]
@@ -73,7 +64,7 @@ def said_of(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray]:
         said = space.target(words_centred(said, single[rows], np.zeros(said.shape[1], np.float32)))
         other = np.load(work_dir / "second.npy", mmap_mode="r")[alone]
         other = unit(words_centred(other, single[read[alone]], space.mean) @ space.second)
-        with atomic(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, vectors=np.concatenate([said, other]).astype(np.float16), rows=row)
-    stored = np.load(path)
+        return {"vectors": np.concatenate([said, other]).astype(np.float16), "rows": row}
+
+    stored = kept(work_dir / f"said-{hidden}-{first}-{second}.npz", make)
     return stored["vectors"], stored["rows"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from kept import kept
 from space import Space, unit
 from teach import CHUNK, MAX_TOKENS, done, words_of
 from transformers import AutoTokenizer
@@ -17,8 +18,8 @@ from transformers import AutoTokenizer
 from lacos_st.files import atomic
 
 
-def numbers_of(work_dir: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The word of each of the student's tokens, (tokens,) int8, in rows of `texts.parquet`, and (rows + 1,) bounds."""
+def numbers_of(work_dir: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """`numbers`, (tokens,) int8, the word of each of the student's tokens in rows of `texts.parquet`, and `bounds`."""
     table = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
     numbers = []
@@ -28,7 +29,7 @@ def numbers_of(work_dir: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray
         numbers += [
             words_of(text, offsets)[:MAX_TOKENS].astype(np.int8) for text, offsets in zip(part, found, strict=True)
         ]
-    return np.concatenate(numbers), np.cumsum([0, *map(len, numbers)])
+    return {"numbers": np.concatenate(numbers), "bounds": np.cumsum([0, *map(len, numbers)])}
 
 
 def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +40,7 @@ def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarra
         (tokens,) int8, the word of each token, or -1; (sentences + 1,) bounds there. Kept in files.
     """
     read = done(work_dir / "teacher.json")
-    vectors, numbers = work_dir / f"words-{hidden}-{read}.npy", work_dir / f"word-numbers-{read}.npz"
+    vectors = work_dir / f"words-{hidden}-{read}.npy"
     if not vectors.exists():
         turn, states = Space.load(work_dir, hidden).first, np.load(work_dir / "words.npy", mmap_mode="r")
         with atomic(vectors) as temporary:
@@ -48,9 +49,6 @@ def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarra
                 part = slice(start, start + 2**17)
                 table[part] = unit(states[part].astype(np.float32) @ turn)
             table.flush()
-    if not numbers.exists():
-        found, bounds = numbers_of(work_dir, np.load(work_dir / "english.npy")[:read])
-        with atomic(numbers) as temporary, temporary.open("wb") as file:
-            np.savez(file, numbers=found, bounds=bounds)
-    stored = np.load(numbers)
+    english = np.load(work_dir / "english.npy")[:read]
+    stored = kept(work_dir / f"word-numbers-{read}.npz", lambda: numbers_of(work_dir, english))
     return np.load(vectors, mmap_mode="c"), np.load(work_dir / "starts.npy"), stored["numbers"], stored["bounds"]
