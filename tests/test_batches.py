@@ -21,6 +21,7 @@ from space import Space
 from spelling import CODES, Characters
 from targets import LEXICAL, said_of
 from teach import words_of
+from third import THIRD_LEXICAL
 
 HIDDEN, COUNT = 32, 520  # sentences of each language
 WORDS = {
@@ -59,7 +60,9 @@ def work_dir(tmp_path_factory):
     np.save(folder / "words.npy", said(sum(words), 48))
     np.save(folder / "second-rows.npy", np.concatenate([english, np.arange(3 * COUNT, 4 * COUNT, dtype=np.int32)]))
     np.save(folder / "second.npy", said(2 * COUNT, 40))
-    for name in ("teacher", "second"):
+    np.save(folder / "third-rows.npy", np.arange(4 * COUNT, dtype=np.int32))
+    np.save(folder / "third.npy", said(4 * COUNT, 36) + np.float16(0.5))
+    for name in ("teacher", "second", "third"):
         (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
     rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
     np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
@@ -117,6 +120,41 @@ def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batche
     cosines = ((1 - share) ** 0.5 * said) @ ((1 - share) ** 0.5 * said).T
     cosines += (group[:, None] == group) * ((share**0.5 * spelt) @ (share**0.5 * spelt).T)
     assert np.abs(batch.cosines.numpy() - cosines).max() < 2e-3
+
+
+def test_a_third_teacher_orders_pairs_as_its_own_products_do(work_dir):
+    batches = Batches(work_dir, HIDDEN, singles=0.1, third=True)
+    rows, sizes = batches.draw(64, 0, 0)
+    batch = batches.batch(64, 0, 0)
+    group = np.repeat(np.arange(len(sizes)), sizes)
+    table = pq.read_table(work_dir / "texts.parquet")
+    langs, sources = table["lang"].to_numpy(), table["source"].to_numpy()
+    third = np.load(work_dir / "third.npy").astype(np.float64)
+    kinds = [*zip(langs, sources, strict=True)]  # words lie elsewhere than sentences
+    means = {kind: third[[own == kind for own in kinds]].mean(0) for kind in {*kinds}}
+    vectors, place = said_of(work_dir, HIDDEN)
+    said = vectors[place[rows]].astype(np.float64)
+    mean = np.stack([means[kinds[row]] for row in rows])
+    common = mean @ mean.T
+    wanted = 0.5 * said @ said.T + 0.5 * (third[rows] @ third[rows].T - common) / (1 - common)
+    share = np.array([THIRD_LEXICAL.get(lang, THIRD_LEXICAL[None]) for lang in langs[rows]])
+    wanted *= np.sqrt(np.outer(1 - share, 1 - share))
+    apart = group[:, None] != group  # within a group the spelling comes to it
+    assert np.abs(batch.cosines.numpy() - wanted)[apart].max() < 2e-3
+    turn = batches.third.turn.double().numpy()
+    assert np.abs(turn[:, :-2].T @ turn[:, :-2] - np.eye(HIDDEN - 2)).max() < 1e-5
+    assert (turn[:, -2:] == 0).all()
+
+
+def test_where_only_the_third_teacher_speaks_it_is_heeded_alone(work_dir):
+    batches = Batches(work_dir, HIDDEN, third=True)
+    rows = np.arange(8)
+    said = torch.from_numpy(said_of(work_dir, HIDDEN)[0][:8].astype(np.float32))
+    said[:4] = 0
+    alone = batches.third.cosines(rows, torch.zeros_like(said))
+    cosines = batches.third.cosines(rows, said)
+    assert torch.equal(cosines[:4], alone[:4])
+    assert not torch.allclose(cosines[4:, 4:], alone[4:, 4:])
 
 
 def test_words_are_the_teachers_and_lie_where_the_tokens_are(work_dir, batches):

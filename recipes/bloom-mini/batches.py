@@ -18,6 +18,7 @@ from corpus import rarities, tokenize
 from kept import kept
 from spelling import CODES, Characters, projection, signs
 from targets import LEXICAL, TOKENS, said_of
+from third import THIRD_FAVOUR, THIRD_LEXICAL, Third
 from torch import Tensor
 from torch.nn.functional import normalize
 from words import words_of_english
@@ -30,6 +31,7 @@ LONGEST = 48  # sentences of more tokens are left out: they cost most and resemb
 RUN = 4  # so many are drawn together: one, and some of its neighbours
 NEIGHBOURS = 12
 PART = 2**17  # rows among which neighbours are looked for: a GPU takes seconds, a CPU half an hour, once
+PART_OF_WORDS = 2**14
 EOS = 2  # stands in every sentence: it spells nothing
 
 
@@ -58,6 +60,7 @@ class Batches:
         singles: Share of single words (wordfreq), of all languages alike.
         glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
             that have met little else do not know what to make of a language's small words.
+        third: Whether to draw only sentences that the third teacher has read (and single words), and to heed it.
 
     Within a language a source is drawn in proportion to the root of its sentences: Tatoeba's hundred thousand short
     ones would drown all others.
@@ -71,6 +74,7 @@ class Batches:
         english: float = 0.42,
         singles: float = 0.0,
         glosses: float = 1.0,
+        third: bool = False,
     ) -> None:
         self.device, self.singles = torch.device(device), singles
         ids, self.offsets = tokenize(work_dir)
@@ -86,10 +90,13 @@ class Batches:
         for number, lang in enumerate(self.known):
             self.lang[langs == lang] = number
         words, self.word_bounds, numbers, self.number_bounds = words_of_english(work_dir, hidden)
+        single = (names == "wordfreq")[kind]
+        self.third = Third(work_dir, langs, single, self.row, said, self.device) if third else None
+        lexical, favour = (THIRD_LEXICAL, THIRD_FAVOUR) if third else (LEXICAL, FAVOUR)
 
         self.ids, self.said, self.numbers = (self._there(array) for array in (ids.astype(np.int32), said, numbers))
         self.codes, self.words = self._there(codes), self._there(words)
-        self.share = self._there(np.array([LEXICAL.get(lang, LEXICAL[None]) for lang in langs], np.float32))
+        self.share = self._there(np.array([lexical.get(lang, lexical[None]) for lang in langs], np.float32))
         rarity = np.concatenate([self.rarity, np.ones_like(self.rarity[:1])]).astype(np.float32)
         speaks = np.array([*(lang != "en" for lang in self.known), False])
         self.rare = self._there(rarity)
@@ -97,8 +104,9 @@ class Batches:
         self.signs = self._there(signs(rarity.shape[1]))
         self.projection = projection(hidden).to(self.device)
 
-        usable = np.flatnonzero((self.row >= 0) & (np.diff(self.offsets) <= LONGEST))
-        groups = np.where(names[kind] == "wordfreq", SINGLES, langs)[usable]
+        has_target = (self.row if self.third is None else self.third.row) >= 0
+        usable = np.flatnonzero(has_target & (np.diff(self.offsets) <= LONGEST))
+        groups = np.where(single, SINGLES, langs)[usable]
         pools = {str(lang): usable[groups == lang] for lang in np.unique(groups)}
         self.pools = {lang: pool for lang, pool in pools.items() if len(pool) >= 500}
         self.reach = {
@@ -107,7 +115,7 @@ class Batches:
         }
         self.near = kept(work_dir / f"neighbours-{len(usable)}.npz", self._neighbours)["rows"]
         size = {
-            lang: len(pool) ** POWER * FAVOUR.get(lang, 0.5)
+            lang: len(pool) ** POWER * favour.get(lang, 0.5)
             for lang, pool in self.pools.items()
             if lang not in ("en", SINGLES)
         }
@@ -125,13 +133,15 @@ class Batches:
         sentences there are hardly any.
         """
         near = np.zeros((len(self.row), NEIGHBOURS), np.int32)
+        same = np.where(self.row >= 0, self.row, -1 - np.arange(len(self.row)))  # sentences with one English side
         random = np.random.default_rng(0)
         dtype = torch.bfloat16 if self.device.type == "cpu" else torch.float16
-        for pool in self.pools.values():
-            for part in np.array_split(random.permutation(pool), -(-len(pool) // PART)):
+        for group, pool in self.pools.items():
+            size = PART_OF_WORDS if group == SINGLES else PART
+            for part in np.array_split(random.permutation(pool), -(-len(pool) // size)):
                 pieces = np.array_split(part, -(-len(part) // 4096))
                 targets = torch.cat([self.targets(piece).to(dtype) for piece in pieces])
-                row = torch.from_numpy(self.row[part]).to(self.device)
+                row = torch.from_numpy(same[part]).to(self.device)
                 lengths = [*map(len, pieces)]
                 for piece, own, mine in zip(pieces, targets.split(lengths), row.split(lengths), strict=True):
                     cosines = (own @ targets.T).masked_fill_(mine[:, None] == row, -2)
@@ -174,13 +184,16 @@ class Batches:
         """What is said (rows, hidden), how it is spelt (rows, 2 * CODES), the latter's share (rows, 1), languages."""
         at, place, lang = self._send(rows, self.row[rows], self.lang[rows])
         spelt = self.spelt(self.codes[at], lang, ids, sentence)
-        return self.said[place].float(), spelt, self.share[at, None], lang
+        return self.said[place].float() * (place >= 0)[:, None], spelt, self.share[at, None], lang
+
+    def _beside(self, rows: np.ndarray, said: Tensor) -> Tensor:
+        return said if self.third is None else self.third.beside(rows, said)
 
     def targets(self, rows: np.ndarray) -> Tensor:
         """(rows, hidden), unit length."""
         ids, _, sentence = self.flatten(rows)
         said, spelt, share, _ = self._parts(rows, ids, sentence)
-        return self.mixed(said, spelt, share)
+        return self.mixed(self._beside(rows, said), spelt, share)
 
     def draw(self, size: int, seed: int, step: int) -> tuple[np.ndarray, list[int]]:
         """Rows of batch number `step`, and how many are of each group: English, single words, then others."""
@@ -205,9 +218,10 @@ class Batches:
         rows, sizes = self.draw(size, seed, step)
         ids, bounds, sentence = self.flatten(rows)
         said, spelt, share, lang = self._parts(rows, ids, sentence)
-        targets = self.mixed(said, spelt, share)
-        said, spelt = said * (1 - share).sqrt(), spelt * share.sqrt()
-        cosines = said @ said.T
+        targets = self.mixed(self._beside(rows, said), spelt, share)
+        cosines = said @ said.T if self.third is None else self.third.cosines(rows, said)
+        cosines = cosines * ((1 - share) * (1 - share.T)).sqrt()
+        spelt = spelt * share.sqrt()
         for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two groups are not compared
             part = slice(last - n, last)
             cosines[part, part] += spelt[part] @ spelt[part].T

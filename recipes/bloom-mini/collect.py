@@ -87,6 +87,11 @@ NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses", "cldr"]  # sources that do not
 UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endings that are words themselves
 READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
 """The languages that the second teacher reads (`second_teacher.py`)."""
+WORDED = {lang: lang for lang in READ - {"th"}} | {
+    lang: lang for lang in ("bn", "cs", "el", "fa", "hi", "id", "ro", "sv")
+}
+WORDED["sr"] = "sh"
+"""Languages whose frequent words are collected, for the second teacher or the third, and wordfreq's names of them."""
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
     "eng": "en", "spa": "es", "spa-MX": "es", "spa-ref2": "es", "fra": "fr", "fra-CA": "fr", "por": "pt",
@@ -226,11 +231,11 @@ def dictionary_rows(
 
 
 def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
-    """The most frequent words of each language that the second teacher knows: it says what they mean, in any form."""
+    """The most frequent words of a language: a teacher that knows it says what they mean, in any form."""
     from wordfreq import top_n_list
 
-    for lang in sorted(READ - {"en", "th"}):
-        for word in top_n_list(lang, count):
+    for lang, name in sorted(WORDED.items()):
+        for word in top_n_list(name, count):
             yield "wordfreq", "CC BY-SA 4.0", {lang: word}
 
 

