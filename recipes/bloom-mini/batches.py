@@ -31,7 +31,7 @@ LONGEST = 48  # sentences of more tokens are left out: they cost most and resemb
 RUN = 4  # so many are drawn together: one, and some of its neighbours
 NEIGHBOURS = 12
 PART = 2**17  # rows among which neighbours are looked for: a GPU takes seconds, a CPU half an hour, once
-PART_OF_WORDS = 2**14
+PART_OF_WORDS = 2**14  # of single words, which have near ones among fewer
 EOS = 2  # stands in every sentence: it spells nothing
 
 

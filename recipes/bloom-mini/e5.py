@@ -141,7 +141,7 @@ def read(path: Path) -> tuple[BertModel, PreTrainedTokenizerBase]:
         found = four_bits(reader.data, place, total) if four else np.frombuffer(reader.data, "<f4", total, place)
         weights[own] = torch.from_numpy(found.copy()).view(shapes[own])
     model = model.to_empty(device="cpu")
-    model.load_state_dict(weights, strict=False)
+    model.load_state_dict(weights)
     model.embeddings.position_ids = torch.arange(positions)[None]
     model.embeddings.token_type_ids = torch.zeros(1, positions, dtype=torch.long)
     return model.eval(), tokenizer
