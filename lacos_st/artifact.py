@@ -4,6 +4,7 @@
     adapter/, adapter/<name>/                 the active adapter and the others; without a base: `.` and `<name>/`
     lacos.json                                what stock ST has no field for and ignores
     1_Dense/, 2_Pooling/, ...                 the modules after the transformer
+    lexical/                                  one that stock ST has not and does not see (`lexical.py`)
     checkpoint-<step>/                        the Trainer's: without the base, by reference to it
 
 Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
@@ -29,8 +30,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lacos_st.errors import LacosError
 from lacos_st.frozen import is_trained
+from lacos_st.lexical import FILE, FOLDER
 
 RECORD = "lacos.json"
+LEXICAL = f"{FOLDER}/{FILE}"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 
@@ -140,10 +143,12 @@ class AdapterCheckpoint:
             for name in names[1:]:
                 state |= read_adapter(self.directory / name, name)
             state = {f"0.{key}": tensor for key, tensor in state.items()}
-            for module in json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))[1:]:
-                weights = self.directory / module["path"] / "model.safetensors"
+            modules = json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))
+            files = {module["name"]: f"{module['path']}/model.safetensors" for module in modules[1:]}
+            for name, file in {**files, str(len(modules)): LEXICAL}.items():
+                weights = self.directory / file
                 if weights.is_file():
-                    state |= {f"{module['name']}.{key}": tensor for key, tensor in load_file(weights).items()}
+                    state |= {f"{name}.{key}": tensor for key, tensor in load_file(weights).items()}
         except Exception as error:  # safetensors' own error type is private
             raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
         return state
@@ -171,7 +176,7 @@ def move_into(stage: Path, target: Path) -> None:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / file, target / file)
     names = {str(file) for file in files}
-    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*")
+    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*", LEXICAL)
     for old in [path for kind in kinds for path in target.glob(kind)]:
         if old.is_file() and str(old.relative_to(target)) not in names:
             old.unlink()

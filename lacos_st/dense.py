@@ -5,8 +5,8 @@ lets an embedding tell more apart than a token state has dimensions (`recipes/bl
 the base and are frozen with it.
 
 ST casts every module to the dtype of the first, which for an 8-bit base is whatever its device computes best in. These
-stay as they were made (fp32 when loaded), take input in any dtype, and follow the model to its device. Padding costs
-the dense layer nothing: it computes real tokens only.
+stay as they were made, take input in any dtype, compute in fp32 at least, and follow the model to its device. A frozen
+dense layer lies in 16 bits if those hold it exactly. Padding costs it nothing: it computes real tokens only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 from torch import Tensor, nn
 
 
-def _move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+def move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """For `nn.Module._apply`: go where `fn` takes a tensor, but not to another dtype."""
 
     def moved(tensor: Tensor) -> Tensor:
@@ -27,6 +28,15 @@ def _move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool 
         return tensor.to(fn(tensor[:0] if tensor.dim() else tensor.new_empty(0)).device)
 
     return nn.Module._apply(module, moved, recurse)
+
+
+def freeze_(module: nn.Module) -> None:
+    """Let a module train no more; a dense layer that came in 16 bits, which hold it exactly, then lies in 16 bits."""
+    module.requires_grad_(False)
+    parameters = list(module.parameters())
+    if isinstance(module, LacosDense) and all(bool((p == p.half()).all()) for p in parameters):
+        for parameter in parameters:
+            parameter.data = parameter.data.half()
 
 
 class LacosDense(Dense):
@@ -42,26 +52,31 @@ class LacosDense(Dense):
     out_features: int
     module_input_name: str
     module_output_name: str
-    _apply = _move_only
+    _apply = move_only
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """As ST's; where there is an attention mask, padding becomes 0."""
-        name, mask = self.module_input_name, features.get("attention_mask")
-        values = features[name].to(self.linear.weight.dtype)
+        values, mask = features[self.module_input_name], features.get("attention_mask")
         if mask is None or mask.shape != values.shape[:-1]:
-            return super().forward({**features, name: values})
+            return {**features, self.module_output_name: self._computed(values)}
         real = mask.bool()
-        made = super().forward({name: values[real]})[self.module_output_name]  # under autocast in its dtype
+        made = self._computed(values[real])  # under autocast in its dtype
         out = made.new_zeros(*mask.shape, made.shape[-1])
         out[real] = made
         return {**features, self.module_output_name: out}
+
+    def _computed(self, values: Tensor) -> Tensor:
+        weight, bias = self.linear.weight, self.linear.bias
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        bias = None if bias is None else bias.to(dtype)
+        return self.activation_function(nn.functional.linear(values.to(dtype), weight.to(dtype), bias))
 
 
 class LacosLayerNorm(LayerNorm):
     """ST's `LayerNorm`, that takes its input in any dtype."""
 
     norm: nn.LayerNorm
-    _apply = _move_only
+    _apply = move_only
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """As ST's, in the dtype of its own weights."""

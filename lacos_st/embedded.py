@@ -174,13 +174,22 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
 
 def _same_module(mine: Path, theirs: Path) -> bool:
     """Whether two folders hold the same sentence-transformers module; weights are compared in 16 bits."""
-    files = [path.name for path in theirs.iterdir()]
-    if not all((mine / name).is_file() for name in files):
-        return False
-    if (mine / "config.json").read_bytes() != (theirs / "config.json").read_bytes():
-        return False
-    weights = [load_file(folder / name) for name in files if name.endswith(".safetensors") for folder in (mine, theirs)]
-    return not weights or all(torch.equal(weights[0][key].half(), value.half()) for key, value in weights[1].items())
+    for path in theirs.iterdir():
+        own = mine / path.name
+        if not own.is_file():
+            return False
+        if path.suffix != ".safetensors":
+            if own.read_bytes() != path.read_bytes():
+                return False
+            continue
+        weights, given = load_file(own), load_file(path)
+        if not all(torch.equal(_halved(weights[key]), _halved(value)) for key, value in given.items()):
+            return False
+    return True
+
+
+def _halved(tensor: Tensor) -> Tensor:
+    return tensor.half() if tensor.is_floating_point() else tensor
 
 
 def unpack(name: str, directory: str | Path) -> None:

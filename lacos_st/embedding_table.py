@@ -66,12 +66,12 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         # Buffers: sentence-transformers casts modules to the dtype of a model's first parameter, and what is set on a
         # tensor is lost on the way to another process.
         self.register_buffer("weight", rows)
-        self.register_buffer("absmax", absmax, persistent=False)
+        self.register_buffer("absmax", absmax.bfloat16(), persistent=False)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up token ids (...) -> (..., H) in ``self.dtype``."""
         ids = input.reshape(-1)
-        scale = self.absmax.index_select(0, ids) * (1 / 127)
+        scale = self.absmax.index_select(0, ids).float() * (1 / 127)
         rows = self.weight.data.index_select(0, ids) * scale[:, None]
         return rows.to(self.dtype).view(*input.shape, self.embedding_dim)
 
@@ -80,13 +80,13 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         table = torch.empty(self.weight.shape, dtype=dtype, device=self.weight.device)
         for start in range(0, len(table), 8192):
             part = slice(start, start + 8192)
-            table[part] = self.weight.data[part] * (self.absmax[part] * (1 / 127))[:, None]
+            table[part] = self.weight.data[part] * (self.absmax[part].float() * (1 / 127))[:, None]
         return table
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LacosEmbedding8bit":
         absmax = self.absmax
         super()._apply(fn, recurse)
-        self.absmax = absmax.to(self.weight.device)  # fp32, whatever the model is cast to
+        self.absmax = absmax.to(self.weight.device)  # bf16, which holds it exactly, whatever the model is cast to
         floating = fn(torch.empty(0, dtype=self.dtype, device=self.weight.device))
         self.dtype = floating.dtype  # a model cast to another dtype expects its embeddings in it
         return self

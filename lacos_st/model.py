@@ -5,8 +5,9 @@ It is ST's class with three differences.
 - Names: `LacosSentenceTransformer("lacos-bloom")` is a local directory, else the embedded model, else a Hub name; a
   plain BLOOM checkpoint gets `LacosTransformer` and `LacosPooling`.
 - Saving: a directory that stock `SentenceTransformer` loads without this package. `modules.json` names stock
-  classes; the base lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter.
-  Everything is written beside the target first and then moved, so that no reader ever sees half a model.
+  classes, and not the `LexicalSketch` that a base may have last: stock embeddings are then the meaning alone. The base
+  lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter. Everything is written
+  beside the target first and then moved, so that no reader ever sees half a model.
 - Checkpoints: in a directory that the Trainer names `checkpoint-<step>` all but the base is written, and reloading one
   (best model, resume) reads no base: the 8-bit one in memory is never touched.
 """
@@ -27,15 +28,17 @@ import bitsandbytes as bnb
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
+from sentence_transformers.util import load_file_path
 from torch import nn
 
-from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import LEXICAL, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
-from lacos_st.dense import LacosDense, LacosLayerNorm
+from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
+from lacos_st.lexical import FOLDER, LexicalSketch
 from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
@@ -99,7 +102,10 @@ class LacosSentenceTransformer(SentenceTransformer):
             frozen = self.transformer.frozen_modules
             for name, module in self._above():
                 if frozen is None or name in frozen:
-                    module.requires_grad_(False)
+                    freeze_(module)
+            hub = {name: kwargs.get(name) for name in ("token", "cache_folder", "revision")}
+            if file := load_file_path(path, LEXICAL, local_files_only=kwargs.get("local_files_only", False), **hub):
+                self.append(LexicalSketch.read(file).to(self.device))
             if is_trainable:
                 self.transformer.set_trainable()
         self._check_template()
@@ -286,6 +292,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         ]
         listing = stage / "modules.json"
         modules = json.loads(listing.read_text(encoding="utf-8"))
+        if isinstance(self[-1], LexicalSketch):  # in a folder of its own, which stock classes do not look into
+            (stage / modules.pop()["path"]).rename(stage / FOLDER)
         if needs_plugin:
             import warnings
 
@@ -295,7 +303,7 @@ class LacosSentenceTransformer(SentenceTransformer):
                 stacklevel=4,
             )
         else:
-            for module, entry in zip(self, modules, strict=True):
+            for module, entry in zip(self, modules, strict=False):
                 stock = _STOCK.get(type(module))
                 if stock is not None:
                     entry["type"] = _fullname(stock)

@@ -90,6 +90,7 @@ def test_the_embedded_models_say_the_same_in_16_bits(name, how, monkeypatch):
     expected = LacosSentenceTransformer(name, device="cpu")
     kept = expected[1].linear.weight.clone()
     assert not any(parameter.requires_grad for parameter in expected.parameters())
+    told = expected.encode(TEXTS, normalize_embeddings=True)  # before the compiler is gone
     if how == "no compiler":
         monkeypatch.setattr("lacos_st.kernels.library", lambda: None)
     options = {"compute_form": "w8a16"} if how == "w8a16" else {}
@@ -97,8 +98,24 @@ def test_the_embedded_models_say_the_same_in_16_bits(name, how, monkeypatch):
     if how == "half":
         model.half()
     assert torch.equal(model[1].linear.weight, kept)
-    cosines = model.encode(TEXTS, normalize_embeddings=True) * expected.encode(TEXTS, normalize_embeddings=True)
-    assert cosines.sum(1).min() > 0.999
+    assert (model.encode(TEXTS, normalize_embeddings=True) * told).sum(1).min() > 0.999
+
+
+def test_a_frozen_layer_lies_in_16_bits_where_they_hold_it_exactly(tiny_bloom, tmp_path):
+    dense = LacosDense(64, 8)
+    with torch.no_grad():
+        dense.linear.weight.copy_(dense.linear.weight.half())
+        dense.linear.bias.fill_(1 / 3)
+    modules = [LacosTransformer(str(tiny_bloom)), LacosPooling(64, "mean"), dense]
+    model = LacosSentenceTransformer(modules=modules)
+    dense.requires_grad_(False)
+    for bias, dtype in ((1 / 3, torch.float32), (0.25, torch.float16)):
+        torch.nn.init.constant_(dense.linear.bias, bias)
+        expected = model.encode(TEXTS)
+        model.save(str(tmp_path / "model"))
+        again = LacosSentenceTransformer(tmp_path / "model")
+        assert again[2].linear.weight.dtype == again[2].linear.bias.dtype == dtype
+        np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-6)
 
 
 def test_a_new_pipeline_computes_beside_a_transformer_in_16_bits(tiny_bloom):

@@ -183,7 +183,8 @@ def test_stock_sentence_transformers_loads_the_unpacked_model(tmp_path):
     stock = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     ours = LacosSentenceTransformer(str(tmp_path / "model"), device="cpu")
     texts = ["A man plays a guitar.", "Um homem toca violão.", "股市下跌。"]
-    a, b = stock.encode(texts, normalize_embeddings=True), ours.encode(texts, normalize_embeddings=True)
+    a = stock.encode(texts, normalize_embeddings=True)
+    b = ours.encode(texts, normalize_embeddings=True, truncate_dim=a.shape[1])  # without the sketch behind it
     assert (a * b).sum(1).min() >= 0.999
     assert ours.transformer.adapter_names == ["default"]
     with_adapter = ours.encode(texts)

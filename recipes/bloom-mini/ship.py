@@ -12,7 +12,9 @@ from collect import READ
 from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
+from lacos_st.artifact import LEXICAL
 from lacos_st.embedded import ASSETS, pack
+from lacos_st.lexical import LexicalSketch
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
 
@@ -31,6 +33,8 @@ It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapte
 
 A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU over every token's state (`1_Dense/`),
 the mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`.
+Behind it `lacos_st` puts {sketch} more (`lexical/`): which tokens the sentence has, each as loud as it is rare in the
+sentence's language, with a share in the cosine that the language has, from {least} (English) to {most}.
 The last two dimensions of a state are silent: the model keeps there what a token should not say.
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from three teachers.
@@ -58,7 +62,7 @@ Sentences per language: {counts}.
 """
 
 
-def card(config: BloomConfig, width: int, parameters: int, report: dict) -> str:
+def card(config: BloomConfig, width: int, sketch: LexicalSketch, parameters: int, report: dict) -> str:
     sources = report["sources"]
     return CARD.format(
         languages=", ".join(sorted(lang for lang, _ in report["sentences"])),
@@ -67,6 +71,9 @@ def card(config: BloomConfig, width: int, parameters: int, report: dict) -> str:
         heads=config.n_head,
         vocabulary=config.vocab_size,
         width=width,
+        sketch=sketch.dimension,
+        least=f"{sketch.shares.min():.2f}",
+        most=f"{sketch.shares.max():.2f}",
         parameters=parameters / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
         noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
@@ -89,6 +96,8 @@ def main() -> None:
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
+    width, sketch = sentences.get_embedding_dimension(), LexicalSketch.read(args.work_dir / LEXICAL)
+    sentences.append(sketch)
     with tempfile.TemporaryDirectory() as folder:
         sentences.transformer.model.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(args.model)
@@ -98,19 +107,16 @@ def main() -> None:
         shutil.rmtree(args.output, ignore_errors=True)
         pack(folder, args.output)
         # The base says itself, in stock sentence-transformers' terms, how its states become an embedding.
-        for module in list(sentences)[1:]:
-            for parameter in module.parameters():
-                parameter.data = parameter.data.half()
         sentences.save(f"{folder}/saved", create_model_card=False)
         for source in Path(folder, "saved").iterdir():
             if source.is_dir():
                 shutil.copytree(source, args.output / source.name)
             elif source.name in ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
                 shutil.copyfile(source, args.output / source.name)
-    config, width = sentences.transformer.config, sentences.get_embedding_dimension()
+    config = sentences.transformer.config
     parameters = sum(p.numel() for p in sentences.parameters())
     report = json.loads((args.work_dir / "sources.json").read_text(encoding="utf-8"))
-    (args.output / "README.md").write_text(card(config, width, parameters, report), encoding="utf-8")
+    (args.output / "README.md").write_text(card(config, width, sketch, parameters, report), encoding="utf-8")
     size = sum(file.stat().st_size for file in args.output.rglob("*") if file.is_file())
     print(f"{args.output}: {size / 1e6:.2f} MB")
 

@@ -1,0 +1,190 @@
+"""`LexicalSketch`: which words a text has, in a few hundred dimensions behind its meaning.
+
+What a small model cannot know, it can still recognise: "Kyzyl" is "Kyzyl" in any sentence. A mean of token states has
+too few dimensions for that (two random tokens have a cosine of 1 / sqrt(hidden)), so the tokens themselves are counted:
+
+    tokens of a text, each once  -> rarity of each in each language         (tokens, languages)
+    softmax(prior - their sums)  -> which language it is, by naive Bayes    (texts, languages)
+    that language's rarities     -> how loud each token is                  (tokens,)
+    each hashed to a column and a sign -> a count sketch, of unit length    (texts, dimension)
+
+and the embedding becomes [sqrt(1 - share) meaning, sqrt(share) sketch], of unit length: cosines are mixed, by a share
+that each language has (one that the model knows well has little). Count sketches keep cosines up to 1 / sqrt(dimension)
+(Charikar et al., 2002). Nothing here is learnt by gradients, and none pass through the sketch.
+
+Rarities are inverse document frequencies, in 16 levels; only what is less than rarest is stored, two bytes for each
+token and language that know each other, by token.
+
+It is a model's last module, and stock sentence-transformers has none like it: a saved model lists it nowhere, and its
+file lies in a folder that stock classes do not look into (`model.py`). They give the meaning alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from sentence_transformers.base.modules import Module
+from torch import Tensor, nn
+
+from lacos_st.dense import move_only
+
+FOLDER, FILE = "lexical", "lexical.safetensors"
+LEVELS = 16
+UNSEEN = 4.0  # nats more against a language that has not got a token: two thousand sentences show few, but show a name
+_LEVEL_BITS = 4
+_HASH = 2654435761  # Knuth's multiplicative hash of 32 bits: the golden ratio's
+
+
+class LexicalSketch(Module):
+    """The last module of a model: texts' tokens as count sketches, by the rarity of each in the text's language.
+
+    Args:
+        shares: The share of the sketch in an embedding's cosine, 0 to below 1, by language.
+        priors: How much likelier a language is than others before its text is read, by language, in nats.
+        levels: (languages, vocabulary) uint8, rarities from 0 to 15; 15 is what a language has not.
+        rarest: The rarity that level 15 stands for, in nats.
+        meaning: Size of the embeddings that it is put behind.
+        dimension: Columns of the sketch. Default 512.
+
+    Raises:
+        ValueError: The shapes do not fit, or a share or a level is out of range.
+
+    Example:
+        >>> levels = torch.tensor([[0, 3, 15, 15], [0, 15, 15, 3]], dtype=torch.uint8)  # two languages, four tokens
+        >>> shares, priors = {"en": 0.0, "ky": 0.5}, {"en": 0.0, "ky": 0.0}
+        >>> sketch = LexicalSketch(shares, priors, levels, rarest=9.0, meaning=2, dimension=8)
+        >>> texts = {"input_ids": torch.tensor([[3, 0], [1, 0]]), "attention_mask": torch.ones(2, 2)}
+        >>> [round(share, 2) for share in sketch.sketch(texts)[1].tolist()]
+        [0.5, 0.0]
+        >>> sketch({**texts, "sentence_embedding": torch.ones(2, 2)})["sentence_embedding"].shape
+        torch.Size([2, 10])
+    """
+
+    counts: Tensor
+    entries: Tensor
+    shares: Tensor
+    priors: Tensor
+    rarest: Tensor
+    _apply = move_only
+
+    def __init__(
+        self,
+        shares: dict[str, float],
+        priors: dict[str, float],
+        levels: Tensor,
+        rarest: float,
+        meaning: int,
+        dimension: int = 512,
+    ) -> None:
+        if shares.keys() != priors.keys():
+            raise ValueError(f"Shares are of {sorted(shares)}, priors of {sorted(priors)}.")
+        if levels.dim() != 2 or len(levels) != len(shares):
+            raise ValueError(
+                f"levels {tuple(levels.shape)} should be (languages, vocabulary), of {len(shares)} shares."
+            )
+        wrong = {name: share for name, share in shares.items() if not 0 <= share < 1}
+        if wrong or not 0 < len(shares) < 256:
+            raise ValueError(f"A share is from 0 to below 1, of 1 to 255 languages: {wrong or len(shares)}.")
+        if int(levels.max()) >= LEVELS:
+            raise ValueError(f"A level is {int(levels.max())}, and they end at {LEVELS - 1}.")
+        known = (levels < LEVELS - 1).T  # by token
+        language = known.nonzero().T[1]
+        tensors = {
+            "counts": known.sum(1).to(torch.uint8),
+            "entries": (language << _LEVEL_BITS | levels.T[known].long()).short(),
+            "shares": torch.tensor(list(shares.values())),
+            "priors": torch.tensor([priors[name] for name in shares]),
+            "rarest": torch.tensor(rarest),
+        }
+        self._set(list(shares), meaning, dimension, tensors)
+
+    def _set(self, languages: list[str], meaning: int, dimension: int, tensors: dict[str, Tensor]) -> None:
+        nn.Module.__init__(self)
+        self.languages, self.meaning, self.dimension = languages, meaning, dimension
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def get_embedding_dimension(self) -> int:
+        """Size of the whole embedding."""
+        return self.meaning + self.dimension
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Put the sketch behind `sentence_embedding`: (texts, meaning) -> (texts, meaning + dimension), unit length."""
+        meaning = nn.functional.normalize(features["sentence_embedding"].float(), dim=1)
+        sketch, share = self.sketch(features)
+        share = share[:, None]
+        both = torch.cat([meaning * (1 - share).sqrt(), sketch * share.sqrt()], 1)
+        return {**features, "sentence_embedding": both}
+
+    @torch.no_grad()
+    def sketch(self, features: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Sketch the texts of a batch.
+
+        Args:
+            features: `input_ids` (texts, tokens) and `attention_mask`, or packed `input_ids` (1, tokens) with
+                `cu_seq_lens_q`; padded on the right. `left_out`, if there: how many tokens at the beginning are a
+                prompt that the pooling leaves out, of all texts or (texts,).
+
+        Returns:
+            Sketches (texts, dimension), of unit length or 0, and their shares (texts,), in fp32.
+        """
+        token, text, texts = _tokens(features, len(self.counts))
+        rarity = self.rarities(token)
+        against = rarity + UNSEEN * (rarity == self.rarest)
+        languages = self.priors.repeat(texts, 1).index_add_(0, text, -against).softmax(1)
+        loud = (languages[text] * rarity).sum(1)
+        mixed = (token + 1) * _HASH & 0xFFFFFFFF
+        column, sign = (mixed >> 8) % self.dimension, 1 - 2 * (mixed >> 31)
+        sketch = loud.new_zeros(texts * self.dimension).index_add_(0, text * self.dimension + column, sign * loud)
+        sketch = nn.functional.normalize(sketch.view(texts, self.dimension), dim=1)
+        return sketch, languages @ self.shares * sketch.any(1)
+
+    def rarities(self, token: Tensor) -> Tensor:
+        """(tokens,) ids -> (tokens, languages), how rare each is in each, in nats."""
+        counts = self.counts.long()
+        count = counts[token]
+        first = counts.cumsum(0)[token] - count
+        rows = torch.repeat_interleave(count)
+        within = torch.arange(len(rows), device=token.device) - (count.cumsum(0) - count)[rows]
+        entries = self.entries[first[rows] + within].long()
+        rarity = self.rarest.repeat(len(token), len(self.languages))
+        rarity[rows, entries >> _LEVEL_BITS] = (entries & LEVELS - 1) * (self.rarest / (LEVELS - 1))
+        return rarity
+
+    def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
+        """Write `lexical.safetensors`."""
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        sizes = {"meaning": str(self.meaning), "dimension": str(self.dimension)}
+        told = {"format": "pt", "languages": " ".join(self.languages), **sizes}
+        save_file(tensors, Path(output_path, FILE), metadata=told)
+        Path(output_path, FILE).chmod(0o644)  # safetensors writes files that only their owner reads
+
+    @classmethod
+    def read(cls, file: str | Path) -> Self:
+        """Read what `save` has written."""
+        sketch = cls.__new__(cls)
+        with safe_open(file, "pt") as opened:
+            told = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        sketch._set(told["languages"].split(), int(told["meaning"]), int(told["dimension"]), tensors)
+        return sketch
+
+
+def _tokens(features: dict[str, Any], vocabulary: int) -> tuple[Tensor, Tensor, int]:
+    """Different tokens of each text, the text of each, and how many texts there are."""
+    ids = features["input_ids"]
+    if "cu_seq_lens_q" in features:
+        bounds = features["cu_seq_lens_q"].to(ids.device).long()
+        text, ids, texts = torch.repeat_interleave(bounds.diff()), ids.flatten(), len(bounds) - 1
+        place = torch.arange(len(ids), device=ids.device) - bounds[text]
+    else:
+        texts = len(ids)
+        text, place = features["attention_mask"].nonzero().T
+        ids = ids[text, place]
+    counted = place >= torch.as_tensor(features.get("left_out", 0), device=ids.device).expand(texts)[text]
+    unique = torch.unique((text * vocabulary + ids)[counted])
+    return unique % vocabulary, unique // vocabulary, texts

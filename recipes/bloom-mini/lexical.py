@@ -1,0 +1,67 @@
+"""Stage before the last: count the tokens of each language, for the sketch that stands behind a sentence's meaning.
+
+Nothing is trained: rarities come from the training text (`corpus.py`), and how much the sketch counts in a language
+(`SHARE`) was read off development sets. What it is: `lacos_st/lexical.py`.
+
+    python lexical.py     # -> work/bloom-mini/lexical/lexical.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from collect import FAVOUR
+from corpus import rarities
+
+from lacos_st.lexical import LEVELS, LexicalSketch
+
+SHARE = {
+    "en": 0.03, "es": 0.1, "fr": 0.15, "it": 0.1, "pt": 0.08, "de": 0.25, "nl": 0.25, "sv": 0.4, "ro": 0.5, "pl": 0.3,
+    "cs": 0.35, "ru": 0.25, "uk": 0.25, "bg": 0.25, "tr": 0.5, "hi": 0.5, "mr": 0.45, "fa": 0.45, "id": 0.4, "ms": 0.4,
+    "ja": 0.35, "ko": 0.4, "zh": 0.25, "ar": 0.3, "vi": 0.3, "el": 0.3, "gl": 0.15, "ca": 0.15,
+    "az": 0.4, "kk": 0.6, "ky": 0.7, "uz": 0.6, "tt": 0.15,
+}  # fmt: skip
+OTHERS = 0.55  # the less text a language has, the more its spelling is worth
+PRIOR = 4.0  # what the logarithm of `FAVOUR` is multiplied by: doubt is for English, not for Afrikaans
+
+
+def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
+    """(languages, vocabulary) rarities -> the same in 16 levels, and what the last stands for.
+
+    What fewer than one of seven thousand sentences have is as rare as what none has; of languages that count for
+    little, and are there so that others are not taken for them, what fewer than one of six hundred have.
+    """
+    rarest = float(rarity.max())
+    found = np.round(rarity.astype(np.float32) / rarest * (LEVELS - 1)).astype(np.uint8)
+    kept = np.array([LEVELS - 3 if FAVOUR.get(lang, 0) >= 0.5 else LEVELS - 7 for lang in langs])
+    found[found > kept[:, None]] = LEVELS - 1
+    return torch.from_numpy(found), rarest
+
+
+def count(work_dir: Path, meaning: int, dimension: int) -> LexicalSketch:
+    langs, rarity = rarities(work_dir)
+    found, rarest = levels(langs, rarity)
+    shares = {lang: SHARE.get(lang, OTHERS) for lang in langs}
+    priors = {lang: PRIOR * math.log(FAVOUR.get(lang, min(FAVOUR.values()) / 2)) for lang in langs}
+    return LexicalSketch(shares, priors, found, rarest, meaning, dimension)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
+    parser.add_argument("--meaning", type=int, default=512, help="size of the embeddings that it is put behind")
+    parser.add_argument("--dimension", type=int, default=512)
+    args = parser.parse_args()
+    output = args.work_dir / "lexical"
+    output.mkdir(exist_ok=True)
+    sketch = count(args.work_dir, args.meaning, args.dimension)
+    sketch.save(str(output))
+    print(f"{output}: {len(sketch.entries):,} entries, {sum(t.nbytes for t in sketch.buffers()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
