@@ -14,6 +14,7 @@ _HOME = {
     "LacosTransformer": "transformer",
     "LacosDense": "dense",
     "LacosPooling": "pooling",
+    "LexicalSketch": "lexical",
     "LacosSentenceTransformer": "model",
     "accelerate": "model",
     "LacosBloomModel": "bloom",

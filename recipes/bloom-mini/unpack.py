@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from student import save
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.embedded import unpack
+from lacos_st.lexical import FOLDER
 
 
 def main() -> None:
@@ -26,6 +28,7 @@ def main() -> None:
         model = BloomModel(config)  # transformers cannot save a model that it has dequantised
         model.load_state_dict(weights)
         save(model, args.output, base)
+        shutil.copytree(base / FOLDER, args.output / FOLDER)
 
 
 if __name__ == "__main__":
