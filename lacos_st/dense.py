@@ -68,8 +68,8 @@ class LacosDense(Dense):
     def _computed(self, values: Tensor) -> Tensor:
         weight, bias = self.linear.weight, self.linear.bias
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        bias = None if bias is None else bias.to(dtype)
-        return self.activation_function(nn.functional.linear(values.to(dtype), weight.to(dtype), bias))
+        shift = None if bias is None else bias.to(dtype)
+        return self.activation_function(nn.functional.linear(values.to(dtype), weight.to(dtype), shift))
 
 
 class LacosLayerNorm(LayerNorm):

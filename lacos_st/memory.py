@@ -136,7 +136,7 @@ def predict(
     rows = sum(b for _, b in _SHAPES.values()) * hidden
     rest = layers * (rows + 4 * hidden) + 4 * hidden  # biases and layer norms
     if quantization == "int8":
-        weights = layers * (linear + 4.0 * rows) + vocab * (hidden + 4.0) + rest * size
+        weights = layers * (linear + 4.0 * rows) + vocab * (hidden + 2.0) + rest * size
     else:
         weights = float(layers * linear + vocab * hidden + rest) * size
 
