@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from lacos_st.lexical import LexicalSketch
+
 if TYPE_CHECKING:
     from lacos_st.model import LacosSentenceTransformer
 
@@ -82,6 +84,7 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
         "Stock sentence-transformers encodes with it. To train it further or to save it again use lacos-st: the stock "
         "classes would lose its 8-bit settings.",
         "",
+        *_sketched(model),
     ]
     record = getattr(model, "training_record", None)
     if record:
@@ -110,6 +113,18 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             "",
         ]
     return "\n".join(lines)
+
+
+def _sketched(model: LacosSentenceTransformer) -> list[str]:
+    if not isinstance(model[-1], LexicalSketch):
+        return []
+    sketch = model[-1]
+    return [
+        f"With lacos-st embeddings have {model.get_embedding_dimension()} dimensions, the last {sketch.dimension} of "
+        f"which say which words a text has (`LexicalSketch`). Stock sentence-transformers gives the first "
+        f"{sketch.meaning}, of another length; so does `truncate_dim={sketch.meaning}`, and cosines are then the same.",
+        "",
+    ]
 
 
 def insert(card: str, text: str) -> str:

@@ -18,6 +18,8 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 from torch import Tensor, nn
 
+from lacos_st.errors import LacosError
+
 
 def move_only(module: nn.Module, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
     """For `nn.Module._apply`: go where `fn` takes a tensor, but not to another dtype."""
@@ -49,6 +51,9 @@ class LacosDense(Dense):
     """
 
     linear: nn.Linear
+    residual: nn.Linear
+    use_residual: bool
+    in_features: int
     out_features: int
     module_input_name: str
     module_output_name: str
@@ -66,10 +71,21 @@ class LacosDense(Dense):
         return {**features, self.module_output_name: out}
 
     def _computed(self, values: Tensor) -> Tensor:
-        weight, bias = self.linear.weight, self.linear.bias
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        shift = None if bias is None else bias.to(dtype)
-        return self.activation_function(nn.functional.linear(values.to(dtype), weight.to(dtype), shift))
+        made = self.activation_function(_linear(self.linear, values))
+        if self.use_residual:
+            made = made + (values if self.in_features == self.out_features else _linear(self.residual, values))
+        return made
+
+
+def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
+    weight, bias = layer.weight, layer.bias
+    if weight.dtype == torch.float16 and weight.requires_grad and torch.is_grad_enabled():
+        raise LacosError(
+            "A dense layer that was loaded frozen lies in 16 bits and cannot train in them: give it 32 first, for "
+            "example model[1].linear.float()."
+        )
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return nn.functional.linear(values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
 class LacosLayerNorm(LayerNorm):

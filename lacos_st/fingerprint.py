@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _DIGITS = 16
 _VOLATILE = {"_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
-_LAYER_SETTINGS = ("compute_form", "scaling", "active_adapters", "disable_adapters", "dimension")
+_LAYER_SETTINGS = ("compute_form", "scaling", "active_adapters", "disable_adapters")
 
 
 def fingerprint(model: SentenceTransformer) -> str:

@@ -15,27 +15,26 @@ that each language has (one that the model knows well has little). Count sketche
 Rarities are inverse document frequencies, in 16 levels; only what is less than rarest is stored, two bytes for each
 token and language that know each other, by token.
 
-It is a model's last module, and stock sentence-transformers has none like it: a saved model lists it nowhere, and its
-file lies in a folder that stock classes do not look into (`model.py`). They give the meaning alone.
+It is a model's last module, and stock sentence-transformers has none like it: a saved model does not list it, and it
+lies in a folder that stock classes do not look into (`model.py`). They give the meaning alone.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Self
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
 
 from lacos_st.dense import move_only
+from lacos_st.errors import LacosError
 
-FOLDER, FILE = "lexical", "lexical.safetensors"
+FOLDER = "lexical"
 LEVELS = 16
 UNSEEN = 4.0  # nats more against a language that has not got a token: two thousand sentences show few, but show a name
-_LEVEL_BITS = 4
 _HASH = 2654435761  # Knuth's multiplicative hash of 32 bits: the golden ratio's
 
 
@@ -64,8 +63,10 @@ class LexicalSketch(Module):
         torch.Size([2, 10])
     """
 
-    counts: Tensor
-    entries: Tensor
+    config_keys = ("languages", "meaning", "dimension")
+    counts: Tensor  # how many entries each token has
+    entry_languages: Tensor
+    entry_levels: Tensor
     shares: Tensor
     priors: Tensor
     rarest: Tensor
@@ -95,7 +96,8 @@ class LexicalSketch(Module):
         language = known.nonzero().T[1]
         tensors = {
             "counts": known.sum(1).to(torch.uint8),
-            "entries": (language << _LEVEL_BITS | levels.T[known].long()).short(),
+            "entry_languages": language.to(torch.uint8),
+            "entry_levels": levels.T[known].to(torch.uint8),
             "shares": torch.tensor(list(shares.values())),
             "priors": torch.tensor([priors[name] for name in shares]),
             "rarest": torch.tensor(rarest),
@@ -141,7 +143,7 @@ class LexicalSketch(Module):
         column, sign = (mixed >> 8) % self.dimension, 1 - 2 * (mixed >> 31)
         sketch = loud.new_zeros(texts * self.dimension).index_add_(0, text * self.dimension + column, sign * loud)
         sketch = nn.functional.normalize(sketch.view(texts, self.dimension), dim=1)
-        return sketch, languages @ self.shares * sketch.any(1)
+        return sketch, (languages * self.shares).sum(1) * sketch.any(1)  # no product that autocast would round
 
     def rarities(self, token: Tensor) -> Tensor:
         """(tokens,) ids -> (tokens, languages), how rare each is in each, in nats."""
@@ -150,27 +152,34 @@ class LexicalSketch(Module):
         first = counts.cumsum(0)[token] - count
         rows = torch.repeat_interleave(count)
         within = torch.arange(len(rows), device=token.device) - (count.cumsum(0) - count)[rows]
-        entries = self.entries[first[rows] + within].long()
+        entry = first[rows] + within
         rarity = self.rarest.repeat(len(token), len(self.languages))
-        rarity[rows, entries >> _LEVEL_BITS] = (entries & LEVELS - 1) * (self.rarest / (LEVELS - 1))
+        rarity[rows, self.entry_languages[entry].long()] = self.entry_levels[entry] * (self.rarest / (LEVELS - 1))
         return rarity
 
     def save(self, output_path: str, *args: Any, **kwargs: Any) -> None:
-        """Write `lexical.safetensors`."""
-        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        sizes = {"meaning": str(self.meaning), "dimension": str(self.dimension)}
-        told = {"format": "pt", "languages": " ".join(self.languages), **sizes}
-        save_file(tensors, Path(output_path, FILE), metadata=told)
-        Path(output_path, FILE).chmod(0o644)  # safetensors writes files that only their owner reads
+        """Write `config.json` and `model.safetensors`."""
+        self.save_config(output_path)
+        self.save_torch_weights(output_path)
 
     @classmethod
-    def read(cls, file: str | Path) -> Self:
-        """Read what `save` has written."""
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> Self:
+        """Read what `save` has written.
+
+        Args:
+            model_name_or_path: A directory, or a name on the Hub.
+            subfolder: The folder in it.
+            **kwargs: `token`, `cache_folder`, `revision`, `local_files_only`, as for ST's modules.
+
+        Raises:
+            FileNotFoundError: There is none.
+        """
+        config = cls.load_config(model_name_or_path, subfolder=subfolder, **kwargs)
+        file = cls.load_file_path(model_name_or_path, "model.safetensors", subfolder=subfolder, **kwargs)
+        if not config or file is None:
+            raise FileNotFoundError(f"{model_name_or_path!r} has no sketch of words in {subfolder or '.'!r}.")
         sketch = cls.__new__(cls)
-        with safe_open(file, "pt") as opened:
-            told = opened.metadata()
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-        sketch._set(told["languages"].split(), int(told["meaning"]), int(told["dimension"]), tensors)
+        sketch._set(**config, tensors=load_file(file))
         return sketch
 
 
@@ -188,3 +197,42 @@ def _tokens(features: dict[str, Any], vocabulary: int) -> tuple[Tensor, Tensor, 
     counted = place >= torch.as_tensor(features.get("left_out", 0), device=ids.device).expand(texts)[text]
     unique = torch.unique((text * vocabulary + ids)[counted])
     return unique % vocabulary, unique // vocabulary, texts
+
+
+def load_sketch(
+    path: str, expected: bool | None, meaning: int, vocabulary: int, options: dict[str, Any]
+) -> LexicalSketch | None:
+    """The sketch of a saved model, if it has one.
+
+    Args:
+        path: The model's directory or name on the Hub.
+        expected: What its `lacos.json` says: whether there is one. None where there is no such file, or an older one.
+        meaning: Size of the model's embeddings without it.
+        vocabulary: Tokens that the model knows.
+        options: As for `SentenceTransformer`, whose `token`, `cache_folder`, `revision`, `local_files_only` are used.
+
+    Returns:
+        It, or None.
+
+    Raises:
+        LacosError: It is missing, or another model's.
+    """
+    if expected is False:
+        return None
+    hub = {name: options.get(name) for name in ("token", "revision")}
+    hub["cache_folder"] = options.get("cache_folder") or os.getenv("SENTENCE_TRANSFORMERS_HOME")  # as ST does
+    try:
+        sketch = LexicalSketch.load(path, FOLDER, local_files_only=bool(options.get("local_files_only")), **hub)
+    except FileNotFoundError as error:
+        if expected is None:
+            return None
+        raise LacosError(
+            f"{path!r} was saved with a sketch of words ({FOLDER}/), which cannot be found: fetch that folder too, or "
+            "load the model with stock sentence-transformers, which leaves it out."
+        ) from error
+    if (sketch.meaning, len(sketch.counts)) != (meaning, vocabulary):
+        raise LacosError(
+            f"The sketch in {path!r} ({FOLDER}/) is for embeddings of {sketch.meaning} and {len(sketch.counts):,} "
+            f"tokens, and the model has {meaning} and {vocabulary:,}: it belongs to another. Remove the folder."
+        )
+    return sketch

@@ -3,8 +3,8 @@
 The prediction adds up what is held at the worst moment. With N tokens in a batch (texts x their mean
 length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 bits):
 
-- *weights*: an int8 byte for every entry of the linear layers and the table, 4 per row for its scale, b for
-  the rest;
+- *weights*: an int8 byte for every entry of the linear layers and the table, 4 per row for its scale, 2 per row of the
+  table, b for the rest;
 - *adapter*: LoRA's fp32 parameters, their gradients, and Adam's two moments (one byte each for tensors of at
   least 4,096 entries under 8-bit Adam, which leaves smaller ones in 32 bits);
 - *activations*: training keeps per token and layer what the backward pass reads. Frozen 8-bit layers keep

@@ -28,24 +28,23 @@ import bitsandbytes as bnb
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
-from sentence_transformers.util import load_file_path
 from torch import nn
 
-from lacos_st.artifact import LEXICAL, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
-from lacos_st.lexical import FOLDER, LexicalSketch
+from lacos_st.lexical import FOLDER, LexicalSketch, load_sketch
 from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.transformer import LacosTransformer
 
 _STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
-_KEEP_DTYPE: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm}
+_OURS: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm, Pooling: LacosPooling}
 
 
 def _fullname(cls: type) -> str:
@@ -94,8 +93,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         self.is_plain_checkpoint = False
         path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         for module in modules or []:
-            if type(module) in _KEEP_DTYPE:
-                module.__class__ = _KEEP_DTYPE[type(module)]
+            if type(module) in _OURS:
+                module.__class__ = _OURS[type(module)]
         with _without_dtype_advice():
             super().__init__(path, modules=modules, **kwargs)
         if modules is None:
@@ -103,9 +102,10 @@ class LacosSentenceTransformer(SentenceTransformer):
             for name, module in self._above():
                 if frozen is None or name in frozen:
                     freeze_(module)
-            hub = {name: kwargs.get(name) for name in ("token", "cache_folder", "revision")}
-            if file := load_file_path(path, LEXICAL, local_files_only=kwargs.get("local_files_only", False), **hub):
-                self.append(LexicalSketch.read(file).to(self.device))
+            if path is not None and not self.is_plain_checkpoint:
+                sizes = (self.get_embedding_dimension(), len(self.tokenizer))
+                if sketch := load_sketch(path, self.transformer.has_sketch, *sizes, kwargs):
+                    self.append(sketch.to(self.device))
             if is_trainable:
                 self.transformer.set_trainable()
         self._check_template()
@@ -253,6 +253,9 @@ class LacosSentenceTransformer(SentenceTransformer):
             for name, module in self._above()
             if list(module.parameters()) and not any(parameter.requires_grad for parameter in module.parameters())
         ]
+        transformer.has_sketch = isinstance(self[-1], LexicalSketch)
+        if any(isinstance(module, LexicalSketch) for module in list(self)[:-1]):
+            raise LacosError("A LexicalSketch is saved as the last module only: put it behind the others.")
         self._saving_to = target.name
         stage = None
         try:

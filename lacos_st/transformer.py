@@ -107,6 +107,7 @@ class LacosTransformer(Transformer):
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
+        self.has_sketch: bool | None = None
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
         keep_frozen_(self)
 
@@ -214,9 +215,9 @@ class LacosTransformer(Transformer):
             **{key: kwargs[key] for key in places if key in kwargs},
         )
         defaults = kwargs.pop("init_defaults", None) or {}
-        frozen = record.pop("frozen_modules", None)
+        frozen, sketch = record.pop("frozen_modules", None), record.pop("lexical", None)
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
-        loaded.frozen_modules = frozen
+        loaded.frozen_modules, loaded.has_sketch = frozen, sketch
         return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------
@@ -375,6 +376,7 @@ class LacosTransformer(Transformer):
             "template": self.template,
             "adapters": names,
             "frozen_modules": self.frozen_modules or [],
+            "lexical": bool(self.has_sketch),
             "base": {key: value for key, value in self.base.items() if key != "path" or not self.save_base},
         }
         (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -29,6 +29,7 @@ from lacos_st import (
 from lacos_st.artifact import AdapterCheckpoint
 from lacos_st.assembly import build_model
 from lacos_st.dense import LacosLayerNorm
+from lacos_st.errors import LacosError
 
 TEXTS = list(CORPUS)
 
@@ -117,6 +118,25 @@ def test_a_frozen_layer_lies_in_16_bits_where_they_hold_it_exactly(tiny_bloom, t
         again = LacosSentenceTransformer(tmp_path / "model")
         assert again[2].linear.weight.dtype == again[2].linear.bias.dtype == dtype
         np.testing.assert_allclose(again.encode(TEXTS), expected, atol=1e-6)
+
+
+def test_a_layer_in_16_bits_does_not_train_in_them():
+    model = LacosSentenceTransformer("bloom-mini")
+    features = {"token_embeddings": torch.randn(1, 3, 256), "attention_mask": torch.ones(1, 3)}
+    model[1].requires_grad_(True)
+    with pytest.raises(LacosError, match="give it 32 first"):
+        model[1](features)
+    model[1].linear.float()
+    assert model[1](features)["token_embeddings"].requires_grad
+
+
+@pytest.mark.parametrize("width", [4, 6])
+def test_a_residual_is_added_as_stock_does(width):
+    stock = Dense(4, width, use_residual=True)
+    ours = LacosDense(4, width, use_residual=True)
+    ours.load_state_dict(stock.state_dict())
+    features = {"sentence_embedding": torch.randn(3, 4)}
+    torch.testing.assert_close(ours(dict(features))["sentence_embedding"], stock(dict(features))["sentence_embedding"])
 
 
 def test_a_new_pipeline_computes_beside_a_transformer_in_16_bits(tiny_bloom):

@@ -1,5 +1,6 @@
 """The sketch of a text's tokens: against its definition, in any batch, saved, and behind a model's meaning."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,11 +11,13 @@ from conftest import CORPUS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from lacos_st import LacosPooling, LacosSentenceTransformer, LacosTransformer
-from lacos_st.artifact import LEXICAL, AdapterCheckpoint
+from lacos_st.artifact import AdapterCheckpoint
+from lacos_st.errors import LacosError
 from lacos_st.fingerprint import fingerprint
-from lacos_st.lexical import FILE, LexicalSketch
+from lacos_st.lexical import FOLDER, LexicalSketch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import lexical as recipe
@@ -122,15 +125,25 @@ def test_it_mixes_cosines_by_the_share():
 def test_saved_and_read_it_is_the_same(tmp_path):
     sketch = make()
     sketch.save(str(tmp_path))
-    again = LexicalSketch.read(tmp_path / FILE)
+    again = LexicalSketch.load(str(tmp_path))
     assert (again.languages, again.meaning, again.dimension) == (["en", "fr", "ky"], 8, 16)
     state = sketch.state_dict()
     assert state.keys() == again.state_dict().keys()
     assert all(torch.equal(state[name], tensor) for name, tensor in again.state_dict().items())
 
 
-def test_stays_exact_in_a_model_that_is_cast():
+def test_stays_exact_in_a_model_that_is_cast_and_under_autocast():
     assert make().bfloat16().shares.dtype == torch.float32
+    vectors, shares = make().sketch(padded([[5, 6, 7], [30, 31]]))
+    with torch.autocast("cpu", torch.bfloat16):
+        again = make().sketch(padded([[5, 6, 7], [30, 31]]))
+    assert torch.equal(again[0], vectors)
+    assert torch.equal(again[1], shares)
+
+
+def test_other_processes_can_be_sent_its_buffers():
+    """Gloo and NCCL know no 16-bit integers, and DistributedDataParallel sends every buffer."""
+    assert {buffer.dtype for buffer in make().buffers()} == {torch.uint8, torch.float32}
 
 
 @pytest.mark.parametrize(
@@ -173,9 +186,40 @@ def test_stock_classes_read_the_meaning_of_a_model_that_has_one(model, tmp_path)
 
 def test_a_model_without_one_that_is_saved_over_it_leaves_none(model, tmp_path):
     model.save(str(tmp_path / "model"))
-    assert (tmp_path / "model" / LEXICAL).is_file()
+    assert (tmp_path / "model" / FOLDER / "model.safetensors").is_file()
     LacosSentenceTransformer(modules=list(model)[:2]).save(str(tmp_path / "model"))
+    assert not list((tmp_path / "model" / FOLDER).iterdir())
     assert LacosSentenceTransformer(tmp_path / "model").get_embedding_dimension() == 64
+
+
+def test_the_record_says_whether_there_is_one(model, tmp_path):
+    model.save(str(tmp_path / "with"))
+    LacosSentenceTransformer(modules=list(model)[:2]).save(str(tmp_path / "without"))
+    shutil.move(tmp_path / "with" / FOLDER, tmp_path / "without" / FOLDER)
+    assert LacosSentenceTransformer(tmp_path / "without").get_embedding_dimension() == 64  # left over on a Hub
+    with pytest.raises(LacosError, match=f"sketch of words .{FOLDER}/., which cannot be found"):
+        LacosSentenceTransformer(tmp_path / "with")
+
+
+def test_the_sketch_of_another_model_is_refused(model, tmp_path):
+    model.save(str(tmp_path / "model"))
+    make().save(str(tmp_path / "model" / FOLDER))
+    with pytest.raises(LacosError, match="for embeddings of 8 and 40 tokens, and the model has 64 and"):
+        LacosSentenceTransformer(tmp_path / "model")
+
+
+def test_it_is_saved_as_the_last_module_only(model, tmp_path):
+    with pytest.raises(LacosError, match="last module"):
+        LacosSentenceTransformer(modules=[*model, Normalize()]).save(str(tmp_path / "model"))
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_stock_pooling_leaves_its_prompt_out_here_too(tiny_bloom, model):
+    modules = [LacosTransformer(str(tiny_bloom)), Pooling(64, "mean", include_prompt=False), model[-1]]
+    other = LacosSentenceTransformer(modules=modules, prompts={"query": "search: "})
+    assert type(other[1]) is LacosPooling
+    sketch = other.encode(TEXTS, prompt_name="query")[:, 64:]
+    np.testing.assert_allclose(sketch, other.encode(TEXTS)[:, 64:], atol=1e-6)
 
 
 def test_a_checkpoint_has_it(model, tmp_path):

@@ -3,7 +3,7 @@
 Nothing is trained: rarities come from the training text (`corpus.py`), and how much the sketch counts in a language
 (`SHARE`) was read off development sets. What it is: `lacos_st/lexical.py`.
 
-    python lexical.py     # -> work/bloom-mini/lexical/lexical.safetensors
+    python lexical.py     # -> work/bloom-mini/lexical/
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from collect import FAVOUR
 from corpus import rarities
 
-from lacos_st.lexical import LEVELS, LexicalSketch
+from lacos_st.lexical import FOLDER, LEVELS, LexicalSketch
 
 SHARE = {
     "en": 0.03, "es": 0.1, "fr": 0.15, "it": 0.1, "pt": 0.08, "de": 0.25, "nl": 0.25, "sv": 0.4, "ro": 0.5, "pl": 0.3,
@@ -56,11 +56,11 @@ def main() -> None:
     parser.add_argument("--meaning", type=int, default=512, help="size of the embeddings that it is put behind")
     parser.add_argument("--dimension", type=int, default=512)
     args = parser.parse_args()
-    output = args.work_dir / "lexical"
+    output = args.work_dir / FOLDER
     output.mkdir(exist_ok=True)
     sketch = count(args.work_dir, args.meaning, args.dimension)
     sketch.save(str(output))
-    print(f"{output}: {len(sketch.entries):,} entries, {sum(t.nbytes for t in sketch.buffers()) / 1e6:.2f} MB")
+    print(f"{output}: {len(sketch.entry_levels):,} entries, {sum(t.nbytes for t in sketch.buffers()) / 1e6:.2f} MB")
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from collect import READ
 from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
-from lacos_st.artifact import LEXICAL
 from lacos_st.embedded import ASSETS, pack
-from lacos_st.lexical import LexicalSketch
+from lacos_st.lexical import FOLDER, LexicalSketch
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
 
@@ -96,7 +95,7 @@ def main() -> None:
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
-    width, sketch = sentences.get_embedding_dimension(), LexicalSketch.read(args.work_dir / LEXICAL)
+    width, sketch = sentences.get_embedding_dimension(), LexicalSketch.load(str(args.work_dir), FOLDER)
     sentences.append(sketch)
     with tempfile.TemporaryDirectory() as folder:
         sentences.transformer.model.save_pretrained(folder)
