@@ -30,9 +30,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lacos_st.errors import LacosError
 from lacos_st.frozen import is_trained
-from lacos_st.lexical import FOLDER
 
-RECORD = "lacos.json"
+RECORD, SKETCH = "lacos.json", "lexical"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 
 
@@ -144,7 +143,7 @@ class AdapterCheckpoint:
             state = {f"0.{key}": tensor for key, tensor in state.items()}
             modules = json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))
             files = {module["name"]: f"{module['path']}/model.safetensors" for module in modules[1:]}
-            for name, file in {**files, str(len(modules)): f"{FOLDER}/model.safetensors"}.items():
+            for name, file in {**files, str(len(modules)): f"{SKETCH}/model.safetensors"}.items():
                 weights = self.directory / file
                 if weights.is_file():
                     state |= {f"{name}.{key}": tensor for key, tensor in load_file(weights).items()}
@@ -175,7 +174,7 @@ def move_into(stage: Path, target: Path) -> None:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / file, target / file)
     names = {str(file) for file in files}
-    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*", f"{FOLDER}/*")
+    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*", f"{SKETCH}/*")
     for old in [path for kind in kinds for path in target.glob(kind)]:
         if old.is_file() and str(old.relative_to(target)) not in names:
             old.unlink()

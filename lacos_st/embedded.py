@@ -174,22 +174,16 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
 
 def _same_module(mine: Path, theirs: Path) -> bool:
     """Whether two folders hold the same sentence-transformers module; weights are compared in 16 bits."""
-    for path in theirs.iterdir():
-        own = mine / path.name
-        if not own.is_file():
-            return False
-        if path.suffix != ".safetensors":
-            if own.read_bytes() != path.read_bytes():
-                return False
-            continue
-        weights, given = load_file(own), load_file(path)
-        if not all(torch.equal(_halved(weights[key]), _halved(value)) for key, value in given.items()):
-            return False
-    return True
+    return all(_same_file(mine / path.name, path) for path in theirs.iterdir())
 
 
-def _halved(tensor: Tensor) -> Tensor:
-    return tensor.half() if tensor.is_floating_point() else tensor
+def _same_file(mine: Path, theirs: Path) -> bool:
+    if not mine.is_file():
+        return False
+    if theirs.suffix != ".safetensors":
+        return mine.read_bytes() == theirs.read_bytes()
+    weights = load_file(mine)
+    return all(torch.equal(weights[key].half(), value.half()) for key, value in load_file(theirs).items())
 
 
 def unpack(name: str, directory: str | Path) -> None:

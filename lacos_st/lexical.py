@@ -29,10 +29,10 @@ from safetensors.torch import load_file
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
 
+from lacos_st.artifact import SKETCH
 from lacos_st.dense import move_only
 from lacos_st.errors import LacosError
 
-FOLDER = "lexical"
 LEVELS = 16
 UNSEEN = 4.0  # nats more against a language that has not got a token: two thousand sentences show few, but show a name
 _HASH = 2654435761  # Knuth's multiplicative hash of 32 bits: the golden ratio's
@@ -42,20 +42,15 @@ class LexicalSketch(Module):
     """The last module of a model: texts' tokens as count sketches, by the rarity of each in the text's language.
 
     Args:
-        shares: The share of the sketch in an embedding's cosine, 0 to below 1, by language.
-        priors: How much likelier a language is than others before its text is read, by language, in nats.
-        levels: (languages, vocabulary) uint8, rarities from 0 to 15; 15 is what a language has not.
-        rarest: The rarity that level 15 stands for, in nats.
+        languages: Names, in the order of the tensors' columns.
         meaning: Size of the embeddings that it is put behind.
-        dimension: Columns of the sketch. Default 512.
-
-    Raises:
-        ValueError: The shapes do not fit, or a share or a level is out of range.
+        dimension: Columns of the sketch.
+        tensors: Its buffers, as `from_levels` makes them or `save` wrote them.
 
     Example:
         >>> levels = torch.tensor([[0, 3, 15, 15], [0, 15, 15, 3]], dtype=torch.uint8)  # two languages, four tokens
         >>> shares, priors = {"en": 0.0, "ky": 0.5}, {"en": 0.0, "ky": 0.0}
-        >>> sketch = LexicalSketch(shares, priors, levels, rarest=9.0, meaning=2, dimension=8)
+        >>> sketch = LexicalSketch.from_levels(shares, priors, levels, rarest=9.0, meaning=2, dimension=8)
         >>> texts = {"input_ids": torch.tensor([[3, 0], [1, 0]]), "attention_mask": torch.ones(2, 2)}
         >>> [round(share, 2) for share in sketch.sketch(texts)[1].tolist()]
         [0.5, 0.0]
@@ -72,15 +67,35 @@ class LexicalSketch(Module):
     rarest: Tensor
     _apply = move_only
 
-    def __init__(
-        self,
+    def __init__(self, languages: list[str], meaning: int, dimension: int, tensors: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.languages, self.meaning, self.dimension = languages, meaning, dimension
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    @classmethod
+    def from_levels(
+        cls,
         shares: dict[str, float],
         priors: dict[str, float],
         levels: Tensor,
         rarest: float,
         meaning: int,
         dimension: int = 512,
-    ) -> None:
+    ) -> Self:
+        """Make one of counts.
+
+        Args:
+            shares: The share of the sketch in an embedding's cosine, 0 to below 1, by language.
+            priors: How much likelier a language is than others before its text is read, by language, in nats.
+            levels: (languages, vocabulary) uint8, rarities from 0 to 15; 15 is what a language has not.
+            rarest: The rarity that level 15 stands for, in nats.
+            meaning: Size of the embeddings that it is put behind.
+            dimension: Columns of the sketch. Default 512.
+
+        Raises:
+            ValueError: The shapes do not fit, or a share or a level is out of range.
+        """
         if shares.keys() != priors.keys():
             raise ValueError(f"Shares are of {sorted(shares)}, priors of {sorted(priors)}.")
         if levels.dim() != 2 or len(levels) != len(shares):
@@ -102,13 +117,7 @@ class LexicalSketch(Module):
             "priors": torch.tensor([priors[name] for name in shares]),
             "rarest": torch.tensor(rarest),
         }
-        self._set(list(shares), meaning, dimension, tensors)
-
-    def _set(self, languages: list[str], meaning: int, dimension: int, tensors: dict[str, Tensor]) -> None:
-        nn.Module.__init__(self)
-        self.languages, self.meaning, self.dimension = languages, meaning, dimension
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor)
+        return cls(list(shares), meaning, dimension, tensors)
 
     def get_embedding_dimension(self) -> int:
         """Size of the whole embedding."""
@@ -178,9 +187,7 @@ class LexicalSketch(Module):
         file = cls.load_file_path(model_name_or_path, "model.safetensors", subfolder=subfolder, **kwargs)
         if not config or file is None:
             raise FileNotFoundError(f"{model_name_or_path!r} has no sketch of words in {subfolder or '.'!r}.")
-        sketch = cls.__new__(cls)
-        sketch._set(**config, tensors=load_file(file))
-        return sketch
+        return cls(**config, tensors=load_file(file))
 
 
 def _tokens(features: dict[str, Any], vocabulary: int) -> tuple[Tensor, Tensor, int]:
@@ -222,17 +229,17 @@ def load_sketch(
     hub = {name: options.get(name) for name in ("token", "revision")}
     hub["cache_folder"] = options.get("cache_folder") or os.getenv("SENTENCE_TRANSFORMERS_HOME")  # as ST does
     try:
-        sketch = LexicalSketch.load(path, FOLDER, local_files_only=bool(options.get("local_files_only")), **hub)
+        sketch = LexicalSketch.load(path, SKETCH, local_files_only=bool(options.get("local_files_only")), **hub)
     except FileNotFoundError as error:
         if expected is None:
             return None
         raise LacosError(
-            f"{path!r} was saved with a sketch of words ({FOLDER}/), which cannot be found: fetch that folder too, or "
+            f"{path!r} was saved with a sketch of words ({SKETCH}/), which cannot be found: fetch that folder too, or "
             "load the model with stock sentence-transformers, which leaves it out."
         ) from error
     if (sketch.meaning, len(sketch.counts)) != (meaning, vocabulary):
         raise LacosError(
-            f"The sketch in {path!r} ({FOLDER}/) is for embeddings of {sketch.meaning} and {len(sketch.counts):,} "
+            f"The sketch in {path!r} ({SKETCH}/) is for embeddings of {sketch.meaning} and {len(sketch.counts):,} "
             f"tokens, and the model has {meaning} and {vocabulary:,}: it belongs to another. Remove the folder."
         )
     return sketch

@@ -30,14 +30,14 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from torch import nn
 
-from lacos_st.artifact import AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import SKETCH, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
-from lacos_st.lexical import FOLDER, LexicalSketch, load_sketch
+from lacos_st.lexical import LexicalSketch, load_sketch
 from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
@@ -296,7 +296,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         listing = stage / "modules.json"
         modules = json.loads(listing.read_text(encoding="utf-8"))
         if isinstance(self[-1], LexicalSketch):  # in a folder of its own, which stock classes do not look into
-            (stage / modules.pop()["path"]).rename(stage / FOLDER)
+            (stage / modules.pop()["path"]).rename(stage / SKETCH)
         if needs_plugin:
             import warnings
 
@@ -306,7 +306,7 @@ class LacosSentenceTransformer(SentenceTransformer):
                 stacklevel=4,
             )
         else:
-            for module, entry in zip(self, modules, strict=False):
+            for module, entry in zip(list(self)[: len(modules)], modules, strict=True):
                 stock = _STOCK.get(type(module))
                 if stock is not None:
                     entry["type"] = _fullname(stock)

@@ -107,7 +107,7 @@ class LacosTransformer(Transformer):
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
-        self.has_sketch: bool | None = None
+        self.has_sketch: bool | None = None  # whether `lacos.json` says that a `LexicalSketch` is the last module
         # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
         keep_frozen_(self)
 

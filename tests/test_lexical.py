@@ -14,10 +14,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from lacos_st import LacosPooling, LacosSentenceTransformer, LacosTransformer
-from lacos_st.artifact import AdapterCheckpoint
+from lacos_st.artifact import SKETCH, AdapterCheckpoint
 from lacos_st.errors import LacosError
 from lacos_st.fingerprint import fingerprint
-from lacos_st.lexical import FOLDER, LexicalSketch
+from lacos_st.lexical import LexicalSketch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import lexical as recipe
@@ -37,7 +37,7 @@ def levels():
 
 
 def make(dimension=16):
-    return LexicalSketch(SHARES, PRIORS, levels(), RAREST, 8, dimension)
+    return LexicalSketch.from_levels(SHARES, PRIORS, levels(), RAREST, 8, dimension)
 
 
 def padded(texts):
@@ -101,7 +101,7 @@ def test_a_prompt_that_the_pooling_leaves_out_is_not_counted():
 
 def test_a_text_that_says_nothing_has_no_share():
     found = torch.zeros(1, 4, dtype=torch.uint8)  # every token is in every sentence
-    sketch = LexicalSketch({"en": 0.5}, {"en": 0.0}, found, 9.0, 8, 8)
+    sketch = LexicalSketch.from_levels({"en": 0.5}, {"en": 0.0}, found, 9.0, 8, 8)
     vectors, shares = sketch.sketch(padded([[1, 2]]))
     assert not vectors.any()
     assert shares.tolist() == [0.0]
@@ -158,13 +158,13 @@ def test_other_processes_can_be_sent_its_buffers():
 def test_what_does_not_fit_is_refused(change, message):
     given = {"shares": SHARES, "priors": PRIORS, "levels": levels(), "rarest": RAREST, "meaning": 8}
     with pytest.raises(ValueError, match=message):
-        LexicalSketch(**{**given, **change})
+        LexicalSketch.from_levels(**{**given, **change})
 
 
 @pytest.fixture
 def model(tiny_bloom):
     found = torch.randint(0, 16, (2, 512), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sketch = LexicalSketch({"en": 0.2, "fr": 0.4}, {"en": 0.0, "fr": 0.0}, found, 9.0, 64, 32)
+    sketch = LexicalSketch.from_levels({"en": 0.2, "fr": 0.4}, {"en": 0.0, "fr": 0.0}, found, 9.0, 64, 32)
     return LacosSentenceTransformer(modules=[LacosTransformer(str(tiny_bloom)), LacosPooling(64), sketch])
 
 
@@ -186,24 +186,24 @@ def test_stock_classes_read_the_meaning_of_a_model_that_has_one(model, tmp_path)
 
 def test_a_model_without_one_that_is_saved_over_it_leaves_none(model, tmp_path):
     model.save(str(tmp_path / "model"))
-    assert (tmp_path / "model" / FOLDER / "model.safetensors").is_file()
+    assert (tmp_path / "model" / SKETCH / "model.safetensors").is_file()
     LacosSentenceTransformer(modules=list(model)[:2]).save(str(tmp_path / "model"))
-    assert not list((tmp_path / "model" / FOLDER).iterdir())
+    assert not list((tmp_path / "model" / SKETCH).iterdir())
     assert LacosSentenceTransformer(tmp_path / "model").get_embedding_dimension() == 64
 
 
 def test_the_record_says_whether_there_is_one(model, tmp_path):
     model.save(str(tmp_path / "with"))
     LacosSentenceTransformer(modules=list(model)[:2]).save(str(tmp_path / "without"))
-    shutil.move(tmp_path / "with" / FOLDER, tmp_path / "without" / FOLDER)
+    shutil.move(tmp_path / "with" / SKETCH, tmp_path / "without" / SKETCH)
     assert LacosSentenceTransformer(tmp_path / "without").get_embedding_dimension() == 64  # left over on a Hub
-    with pytest.raises(LacosError, match=f"sketch of words .{FOLDER}/., which cannot be found"):
+    with pytest.raises(LacosError, match=f"sketch of words .{SKETCH}/., which cannot be found"):
         LacosSentenceTransformer(tmp_path / "with")
 
 
 def test_the_sketch_of_another_model_is_refused(model, tmp_path):
     model.save(str(tmp_path / "model"))
-    make().save(str(tmp_path / "model" / FOLDER))
+    make().save(str(tmp_path / "model" / SKETCH))
     with pytest.raises(LacosError, match="for embeddings of 8 and 40 tokens, and the model has 64 and"):
         LacosSentenceTransformer(tmp_path / "model")
 

@@ -17,7 +17,8 @@ import torch
 from collect import FAVOUR
 from corpus import rarities
 
-from lacos_st.lexical import FOLDER, LEVELS, LexicalSketch
+from lacos_st.artifact import SKETCH
+from lacos_st.lexical import LEVELS, LexicalSketch
 
 SHARE = {
     "en": 0.03, "es": 0.1, "fr": 0.15, "it": 0.1, "pt": 0.08, "de": 0.25, "nl": 0.25, "sv": 0.4, "ro": 0.5, "pl": 0.3,
@@ -26,6 +27,7 @@ SHARE = {
     "az": 0.4, "kk": 0.6, "ky": 0.7, "uz": 0.6, "tt": 0.15,
 }  # fmt: skip
 OTHERS = 0.55  # the less text a language has, the more its spelling is worth
+MEANING = 512  # numbers that it is put behind: twice a state's, as `Widening` makes them
 PRIOR = 4.0  # what the logarithm of `FAVOUR` is multiplied by: doubt is for English, not for Afrikaans
 
 
@@ -42,23 +44,21 @@ def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
     return torch.from_numpy(found), rarest
 
 
-def count(work_dir: Path, meaning: int, dimension: int) -> LexicalSketch:
+def count(work_dir: Path) -> LexicalSketch:
     langs, rarity = rarities(work_dir)
     found, rarest = levels(langs, rarity)
     shares = {lang: SHARE.get(lang, OTHERS) for lang in langs}
     priors = {lang: PRIOR * math.log(FAVOUR.get(lang, min(FAVOUR.values()) / 2)) for lang in langs}
-    return LexicalSketch(shares, priors, found, rarest, meaning, dimension)
+    return LexicalSketch.from_levels(shares, priors, found, rarest, MEANING)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
-    parser.add_argument("--meaning", type=int, default=512, help="size of the embeddings that it is put behind")
-    parser.add_argument("--dimension", type=int, default=512)
     args = parser.parse_args()
-    output = args.work_dir / FOLDER
+    output = args.work_dir / SKETCH
     output.mkdir(exist_ok=True)
-    sketch = count(args.work_dir, args.meaning, args.dimension)
+    sketch = count(args.work_dir)
     sketch.save(str(output))
     print(f"{output}: {len(sketch.entry_levels):,} entries, {sum(t.nbytes for t in sketch.buffers()) / 1e6:.2f} MB")
 

@@ -12,8 +12,9 @@ from collect import READ
 from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
+from lacos_st.artifact import SKETCH
 from lacos_st.embedded import ASSETS, pack
-from lacos_st.lexical import FOLDER, LexicalSketch
+from lacos_st.lexical import LexicalSketch
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
 
@@ -95,7 +96,7 @@ def main() -> None:
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
-    width, sketch = sentences.get_embedding_dimension(), LexicalSketch.load(str(args.work_dir), FOLDER)
+    width, sketch = sentences.get_embedding_dimension(), LexicalSketch.load(str(args.work_dir), SKETCH)
     sentences.append(sketch)
     with tempfile.TemporaryDirectory() as folder:
         sentences.transformer.model.save_pretrained(folder)

@@ -11,8 +11,8 @@ import torch
 from student import save
 from transformers import BloomConfig, BloomModel
 
+from lacos_st.artifact import SKETCH
 from lacos_st.embedded import unpack
-from lacos_st.lexical import FOLDER
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
         model = BloomModel(config)  # transformers cannot save a model that it has dequantised
         model.load_state_dict(weights)
         save(model, args.output, base)
-        shutil.copytree(base / FOLDER, args.output / FOLDER)
+        shutil.copytree(base / SKETCH, args.output / SKETCH)
 
 
 if __name__ == "__main__":
