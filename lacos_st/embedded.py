@@ -135,7 +135,7 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
         output: Directory to write; an old one is replaced.
 
     Raises:
-        LacosError: The model has another base or another template.
+        LacosError: The model has another base or another template, or not all modules that the base has.
     """
     source, target = Path(directory), Path(output)
     record = json.loads((source / "lacos.json").read_text(encoding="utf-8"))
@@ -150,6 +150,12 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
             f"{str(source)!r} was not trained on the embedded 'bloom-mini' with its attention and '{{text}}</s>': "
             "train it again, or unpack the base that it belongs to."
         )
+    modules = [path for path in (ASSETS / "bloom-mini").iterdir() if path.is_dir()]
+    if missing := [path.name for path in modules if not (source / path.name).is_dir()]:
+        raise LacosError(
+            f"{str(source)!r} has no {', '.join(missing)}, which `unpack` would give back to it: an adapter travels "
+            "with the base's own modules. Save the model whole."
+        )
     training = json.loads((source / "training.json").read_text(encoding="utf-8"))
     paths = {record["base"]["name"]: "bloom-mini", training["recipe"]["output"]: "lacos-bloom"}
     record["base"] = {"name": "bloom-mini", "revision": None}
@@ -157,7 +163,7 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
     shutil.copytree(source, target)
     for file in ("model.safetensors", *_SHARED):  # the base's own, which `unpack` puts there
         (target / file).unlink()
-    for theirs in (path for path in (ASSETS / "bloom-mini").iterdir() if path.is_dir()):
+    for theirs in modules:
         if _same_module(target / theirs.name, theirs):  # a module that is the base's own as well
             shutil.rmtree(target / theirs.name)
     for file in ("README.md", "training.json"):  # they name the directories of the machine that trained it

@@ -97,12 +97,12 @@ class LacosSentenceTransformer(SentenceTransformer):
                 module.__class__ = _OURS[type(module)]
         with _without_dtype_advice():
             super().__init__(path, modules=modules, **kwargs)
-        if modules is None:
+        if path is not None:  # modules beside a path are ignored, as by ST
             frozen = self.transformer.frozen_modules
             for name, module in self._above():
                 if frozen is None or name in frozen:
                     freeze_(module)
-            if path is not None and not self.is_plain_checkpoint:
+            if not self.is_plain_checkpoint:
                 sizes = (self.get_embedding_dimension(), len(self.tokenizer))
                 if sketch := load_sketch(path, self.transformer.has_sketch, *sizes, kwargs):
                     self.append(sketch.to(self.device))

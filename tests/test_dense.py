@@ -259,3 +259,10 @@ def test_a_model_saved_before_it_was_recorded_keeps_its_modules_frozen(widened):
     del record["frozen_modules"]
     (widened / "lacos.json").write_text(json.dumps(record))
     assert not any(parameter.requires_grad for parameter in LacosSentenceTransformer(widened)[1].parameters())
+
+
+def test_modules_given_beside_a_path_are_ignored_and_those_of_the_path_frozen(widened, tiny_bloom):
+    other = list(LacosSentenceTransformer(tiny_bloom, transformer_options={"quantization": "none"}))
+    model = LacosSentenceTransformer(widened, modules=other)
+    assert [type(module) for module in model] == [LacosTransformer, LacosDense, LacosPooling, LacosLayerNorm]
+    assert not any(parameter.requires_grad for parameter in model.parameters())

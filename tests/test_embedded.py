@@ -205,3 +205,12 @@ def test_pack_adapter_refuses_another_base(tmp_path):
     save_file(weights, tmp_path / "model" / "model.safetensors")
     with pytest.raises(LacosError, match="not trained on the embedded"):
         embedded.pack_adapter(tmp_path / "model", tmp_path / "other")
+
+
+def test_pack_adapter_refuses_a_model_without_the_bases_sketch(tmp_path):
+    model = LacosSentenceTransformer("lacos-bloom")
+    del model[-1]
+    model.save(str(tmp_path / "model"))
+    with pytest.raises(LacosError, match="has no lexical"):
+        embedded.pack_adapter(tmp_path / "model", tmp_path / "packed")
+    assert not (tmp_path / "packed").exists()
