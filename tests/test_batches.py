@@ -17,11 +17,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import distil
 from batches import EOS, NEIGHBOURS, SINGLES, Batches
 from corpus import tokenize
-from space import Space
+from space import turn
 from spelling import CODES, Characters
-from targets import LEXICAL, said_of
+from targets import LEXICAL, SHARE, said_of
 from teach import words_of
-from third import THIRD_LEXICAL
 
 HIDDEN, COUNT = 32, 520  # sentences of each language
 WORDS = {
@@ -58,17 +57,13 @@ def work_dir(tmp_path_factory):
     words = [len(rows[i][0].split()) for i in english]
     np.save(folder / "starts.npy", np.cumsum([0, *words]))
     np.save(folder / "words.npy", said(sum(words), 48))
-    np.save(folder / "second-rows.npy", np.concatenate([english, np.arange(3 * COUNT, 4 * COUNT, dtype=np.int32)]))
-    np.save(folder / "second.npy", said(2 * COUNT, 40))
-    np.save(folder / "third-rows.npy", np.arange(4 * COUNT, dtype=np.int32))
-    np.save(folder / "third.npy", said(4 * COUNT, 36) + np.float16(0.5))
-    for name in ("teacher", "second", "third"):
+    np.save(folder / "second-rows.npy", np.arange(4 * COUNT, dtype=np.int32))
+    np.save(folder / "second.npy", said(4 * COUNT, 36) + np.float16(0.5))
+    for name in ("teacher", "second"):
         (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
     rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
     np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
-    np.savez(
-        folder / f"token-said-57344-{HIDDEN}.npz", vectors=random.standard_normal((57344, HIDDEN)).astype(np.float16)
-    )
+    np.savez(folder / "token-said-57344.npz", vectors=random.standard_normal((57344, 36)).astype(np.float16))
     return folder
 
 
@@ -94,6 +89,24 @@ def test_neighbours_speak_the_same_language_and_say_something_else(work_dir, bat
     assert not np.isin(batches.pools["es"], batches.pools[SINGLES]).any()
 
 
+def by_both(work_dir, batches, rows):
+    """(rows, hidden) what the teachers say of rows, and (rows, rows) cosines, in fp64."""
+    table = pq.read_table(work_dir / "texts.parquet")
+    kinds = [*zip(table["lang"].to_numpy(), table["source"].to_numpy(), strict=True)]  # words lie elsewhere
+    second = np.load(work_dir / "second.npy").astype(np.float64)
+    means = {kind: second[[own == kind for own in kinds]].mean(0) for kind in {*kinds}}
+    vectors, place = said_of(work_dir, HIDDEN)
+    first = np.where(place[rows, None] >= 0, vectors[place[rows]].astype(np.float64), 0)
+    mean = np.stack([means[kinds[row]] for row in rows])
+    own = (second[rows] @ second[rows].T - mean @ mean.T) / (1 - mean @ mean.T)
+    known = place[rows] >= 0
+    share = 1 - (1 - SHARE) * np.outer(known, known)
+    centred = second[rows] - mean
+    centred = centred / np.linalg.norm(centred, axis=1, keepdims=True) @ batches.second.turn.double().numpy()
+    said = first + centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    return said / np.linalg.norm(said, axis=1, keepdims=True), (1 - share) * (first @ first.T) + share * own
+
+
 def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batches):
     rows, sizes = batches.draw(64, 0, 0)
     batch = batches.batch(64, 0, 0)
@@ -101,8 +114,7 @@ def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batche
     table = pq.read_table(work_dir / "texts.parquet")
     texts, langs = table["text"].to_pylist(), table["lang"].to_numpy()
     ids, offsets = tokenize(work_dir)
-    vectors, place = said_of(work_dir, HIDDEN)
-    said = vectors[place[rows]].astype(np.float64)
+    said, own = by_both(work_dir, batches, rows)
     every = Characters(work_dir / "idf.npz", table["text"].combine_chunks(), langs, np.ones(len(langs), bool))
     characters = every([texts[row] for row in rows], langs[rows]).astype(np.float64)
     tokens = np.zeros((len(rows), CODES))
@@ -113,46 +125,27 @@ def test_targets_and_cosines_are_those_of_what_they_are_made_of(work_dir, batche
                 tokens[i] += signs[token] * float(batches.rarity[batches.known.index(langs[row]), token])
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)  # noqa: E731
     spelt = np.concatenate([unit(characters), unit(tokens)], 1) / 2**0.5
-    share = np.array([LEXICAL[lang] for lang in langs[rows]])[:, None]
+    share = np.array([LEXICAL.get(lang, LEXICAL[None]) for lang in langs[rows]])[:, None]
     wanted = unit((1 - share) ** 0.5 * said + share**0.5 * unit(spelt @ batches.projection.numpy()))
     assert np.abs(batch.targets.numpy() - wanted).max() < 1e-3
     group = np.repeat(np.arange(len(sizes)), sizes)
-    cosines = ((1 - share) ** 0.5 * said) @ ((1 - share) ** 0.5 * said).T
+    cosines = own * np.sqrt((1 - share) * (1 - share).T)
     cosines += (group[:, None] == group) * ((share**0.5 * spelt) @ (share**0.5 * spelt).T)
     assert np.abs(batch.cosines.numpy() - cosines).max() < 2e-3
 
 
-def test_a_third_teacher_orders_pairs_as_its_own_products_do(work_dir):
-    batches = Batches(work_dir, HIDDEN, singles=0.1, third=True)
-    rows, sizes = batches.draw(64, 0, 0)
-    batch = batches.batch(64, 0, 0)
-    group = np.repeat(np.arange(len(sizes)), sizes)
-    table = pq.read_table(work_dir / "texts.parquet")
-    langs, sources = table["lang"].to_numpy(), table["source"].to_numpy()
-    third = np.load(work_dir / "third.npy").astype(np.float64)
-    kinds = [*zip(langs, sources, strict=True)]  # words lie elsewhere than sentences
-    means = {kind: third[[own == kind for own in kinds]].mean(0) for kind in {*kinds}}
-    vectors, place = said_of(work_dir, HIDDEN)
-    said = vectors[place[rows]].astype(np.float64)
-    mean = np.stack([means[kinds[row]] for row in rows])
-    common = mean @ mean.T
-    wanted = 0.5 * said @ said.T + 0.5 * (third[rows] @ third[rows].T - common) / (1 - common)
-    share = np.array([THIRD_LEXICAL.get(lang, THIRD_LEXICAL[None]) for lang in langs[rows]])
-    wanted *= np.sqrt(np.outer(1 - share, 1 - share))
-    apart = group[:, None] != group  # within a group the spelling comes to it
-    assert np.abs(batch.cosines.numpy() - wanted)[apart].max() < 2e-3
-    turn = batches.third.turn.double().numpy()
-    assert np.abs(turn[:, :-2].T @ turn[:, :-2] - np.eye(HIDDEN - 2)).max() < 1e-5
-    assert (turn[:, -2:] == 0).all()
+def test_the_second_teacher_is_turned_and_not_bent(batches):
+    turned = batches.second.turn.double().numpy()
+    assert np.abs(turned[:, :-2].T @ turned[:, :-2] - np.eye(HIDDEN - 2)).max() < 1e-5
+    assert (turned[:, -2:] == 0).all()
 
 
-def test_where_only_the_third_teacher_speaks_it_is_heeded_alone(work_dir):
-    batches = Batches(work_dir, HIDDEN, third=True)
+def test_where_only_the_second_teacher_speaks_it_is_heeded_alone(work_dir, batches):
     rows = np.arange(8)
     said = torch.from_numpy(said_of(work_dir, HIDDEN)[0][:8].astype(np.float32))
     said[:4] = 0
-    alone = batches.third.cosines(rows, torch.zeros_like(said))
-    cosines = batches.third.cosines(rows, said)
+    alone = batches.second.cosines(rows, torch.zeros_like(said))
+    cosines = batches.second.cosines(rows, said)
     assert torch.equal(cosines[:4], alone[:4])
     assert not torch.allclose(cosines[4:, 4:], alone[4:, 4:])
 
@@ -162,14 +155,14 @@ def test_words_are_the_teachers_and_lie_where_the_tokens_are(work_dir, batches):
     batch = batches.batch(64, 0, 0)
     texts = pq.read_table(work_dir / "texts.parquet")["text"].to_pylist()
     tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
-    turn = Space.load(work_dir, HIDDEN).first
+    into = turn(work_dir, HIDDEN)
     states, starts = np.load(work_dir / "words.npy").astype(np.float32), np.load(work_dir / "starts.npy")
     words, places = [], []
     for row in rows[: sizes[0]]:
         sentence = row // 3  # of `english.npy`
         number = words_of(texts[row], tokenizer(texts[row], return_offsets_mapping=True)["offset_mapping"])
         places.append(np.where(number >= 0, number + sum(map(len, words)), -1))
-        words.append(states[starts[sentence] : starts[sentence + 1]] @ turn)
+        words.append(states[starts[sentence] : starts[sentence + 1]] @ into)
     words = np.concatenate(words)
     words /= np.linalg.norm(words, axis=1, keepdims=True)
     assert np.abs(batch.words.numpy() - words).max() < 1e-3

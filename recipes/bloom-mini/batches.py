@@ -13,19 +13,23 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from collect import FAVOUR, NOT_WRITTEN
+from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
 from corpus import rarities, tokenize
 from kept import kept
 from spelling import CODES, Characters, projection, signs
-from targets import LEXICAL, TOKENS, said_of
-from third import THIRD_FAVOUR, THIRD_LEXICAL, Third
+from targets import LEXICAL, TOKENS, Second, said_of
 from torch import Tensor
 from torch.nn.functional import normalize
 from words import words_of_english
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 4  # languages beside English in a batch: few, so that it holds many pairs within a language
-POWER = 0.3  # a language is drawn in proportion to its sentences to this power, times `FAVOUR`
+POWER = 0.3  # a language is drawn in proportion to its sentences to this power, times `DRAWN`
+DRAWN = FAVOUR | {
+    **dict.fromkeys(("cs", "ja", "ko"), 1.5),
+    **dict.fromkeys(("bn", "fa", "id", "mr", "ro", "sr", "sv"), 2.0),
+}
+"""`FAVOUR`, but that languages which the second teacher knows and that have few translations are drawn more often."""
 LOUDNESS = 1.25  # a token should speak as loudly as its rarity to this power
 LONGEST = 48  # sentences of more tokens are left out: they cost most and resemble STS least
 RUN = 4  # so many are drawn together: one, and some of its neighbours
@@ -50,17 +54,14 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """Draws batches: `english` of each from English, the rest from translations with a known target.
+    """Draws batches: `english` of each from English, the rest from other languages.
 
     Args:
         work_dir: The stages' folder.
         hidden: Size of the targets.
         device: Where batches are to lie.
         english: Share of English sentences.
-        singles: Share of single words (wordfreq), of all languages alike.
-        glosses: What a dictionary's words and glosses count for, beside sentences that somebody has written: layers
-            that have met little else do not know what to make of a language's small words.
-        third: Whether to draw only sentences that the third teacher has read (and single words), and to heed it.
+        singles: Share of single words, of all languages alike.
 
     Within a language a source is drawn in proportion to the root of its sentences: Tatoeba's hundred thousand short
     ones would drown all others.
@@ -73,8 +74,6 @@ class Batches:
         device: str = "cpu",
         english: float = 0.42,
         singles: float = 0.0,
-        glosses: float = 1.0,
-        third: bool = False,
     ) -> None:
         self.device, self.singles = torch.device(device), singles
         ids, self.offsets = tokenize(work_dir)
@@ -90,13 +89,12 @@ class Batches:
         for number, lang in enumerate(self.known):
             self.lang[langs == lang] = number
         words, self.word_bounds, numbers, self.number_bounds = words_of_english(work_dir, hidden)
-        single = (names == "wordfreq")[kind]
-        self.third = Third(work_dir, langs, single, self.row, said, self.device) if third else None
-        lexical, favour = (THIRD_LEXICAL, THIRD_FAVOUR) if third else (LEXICAL, FAVOUR)
+        single = np.isin(names, SINGLE_WORDS)[kind]
+        self.second = Second(work_dir, langs, single, self.row, said, self.device)
 
         self.ids, self.said, self.numbers = (self._there(array) for array in (ids.astype(np.int32), said, numbers))
         self.codes, self.words = self._there(codes), self._there(words)
-        self.share = self._there(np.array([lexical.get(lang, lexical[None]) for lang in langs], np.float32))
+        self.share = self._there(np.array([LEXICAL.get(lang, LEXICAL[None]) for lang in langs], np.float32))
         rarity = np.concatenate([self.rarity, np.ones_like(self.rarity[:1])]).astype(np.float32)
         speaks = np.array([*(lang != "en" for lang in self.known), False])
         self.rare = self._there(rarity)
@@ -104,18 +102,15 @@ class Batches:
         self.signs = self._there(signs(rarity.shape[1]))
         self.projection = projection(hidden).to(self.device)
 
-        has_target = (self.row if self.third is None else self.third.row) >= 0
+        has_target = (self.second.row >= 0) & ((self.row >= 0) | (langs != "en"))
         usable = np.flatnonzero(has_target & (np.diff(self.offsets) <= LONGEST))
         groups = np.where(single, SINGLES, langs)[usable]
         pools = {str(lang): usable[groups == lang] for lang in np.unique(groups)}
         self.pools = {lang: pool for lang, pool in pools.items() if len(pool) >= 500}
-        self.reach = {
-            lang: np.cumsum(np.bincount(kind[pool])[kind[pool]] ** -0.5 * np.where(written[pool], 1, glosses))
-            for lang, pool in self.pools.items()
-        }
+        self.reach = {lang: np.cumsum(np.bincount(kind[pool])[kind[pool]] ** -0.5) for lang, pool in self.pools.items()}
         self.near = kept(work_dir / f"neighbours-{len(usable)}.npz", self._neighbours)["rows"]
         size = {
-            lang: len(pool) ** POWER * favour.get(lang, 0.5)
+            lang: len(pool) ** POWER * DRAWN.get(lang, 0.5)
             for lang, pool in self.pools.items()
             if lang not in ("en", SINGLES)
         }
@@ -186,14 +181,11 @@ class Batches:
         spelt = self.spelt(self.codes[at], lang, ids, sentence)
         return self.said[place].float() * (place >= 0)[:, None], spelt, self.share[at, None], lang
 
-    def _beside(self, rows: np.ndarray, said: Tensor) -> Tensor:
-        return said if self.third is None else self.third.beside(rows, said)
-
     def targets(self, rows: np.ndarray) -> Tensor:
         """(rows, hidden), unit length."""
         ids, _, sentence = self.flatten(rows)
         said, spelt, share, _ = self._parts(rows, ids, sentence)
-        return self.mixed(self._beside(rows, said), spelt, share)
+        return self.mixed(self.second.beside(rows, said), spelt, share)
 
     def draw(self, size: int, seed: int, step: int) -> tuple[np.ndarray, list[int]]:
         """Rows of batch number `step`, and how many are of each group: English, single words, then others."""
@@ -218,9 +210,8 @@ class Batches:
         rows, sizes = self.draw(size, seed, step)
         ids, bounds, sentence = self.flatten(rows)
         said, spelt, share, lang = self._parts(rows, ids, sentence)
-        targets = self.mixed(self._beside(rows, said), spelt, share)
-        cosines = said @ said.T if self.third is None else self.third.cosines(rows, said)
-        cosines = cosines * ((1 - share) * (1 - share.T)).sqrt()
+        targets = self.mixed(self.second.beside(rows, said), spelt, share)
+        cosines = self.second.cosines(rows, said) * ((1 - share) * (1 - share.T)).sqrt()
         spelt = spelt * share.sqrt()
         for last, n in zip(np.cumsum(sizes), sizes, strict=True):  # spellings of two groups are not compared
             part = slice(last - n, last)

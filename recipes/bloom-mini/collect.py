@@ -21,17 +21,16 @@ import gzip
 import json
 import random
 import re
+import string
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from catalogues import CLDR, annotation_rows, catalogue_rows
 from catalogues import LICENCE as CATALOGUES
-from dictionaries import LICENCE as DICTIONARIES
-from dictionaries import gloss, load
 from translate import LICENCE as TRANSLATED
 from translate import translations
 
@@ -82,16 +81,15 @@ FAVOUR = {
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
     "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "sr": 1.5, "ug": 1.5, "uz": 1.5,
 }  # fmt: skip
-SINGLE_WORDS = ["freedict", "wordfreq"]  # sources of words, not of sentences
-NOT_WRITTEN = [*SINGLE_WORDS, "freedict-glosses", "cldr"]  # sources that do not show how often a language uses a word
+SINGLE_WORDS = ["wordfreq", "words"]  # sources of words, not of sentences
+NOT_WRITTEN = [*SINGLE_WORDS, "cldr"]  # sources that do not show how often a language uses a word
 UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endings that are words themselves
-READ = {"ar", "de", "en", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh"}
-"""The languages that the second teacher reads (`second_teacher.py`)."""
-WORDED = {lang: lang for lang in READ - {"th"}} | {
-    lang: lang for lang in ("bn", "cs", "el", "fa", "hi", "id", "ro", "sv")
-}
-WORDED["sr"] = "sh"
-"""Languages whose frequent words are collected, for the second teacher or the third, and wordfreq's names of them."""
+WORDED = {lang: lang for lang in (
+    "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hu", "id", "it", "ja",
+    "ko", "nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh",
+)} | {"sr": "sh", "hr": "sh"}  # fmt: skip
+"""Languages whose frequent words are collected from wordfreq, and its names of them."""
+MARKS = string.punctuation + "«»“”„‘’…—–¿¡।॥،؛؟"  # at the ends of words; vowel signs are none
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
     "eng": "en", "spa": "es", "spa-MX": "es", "spa-ref2": "es", "fra": "fr", "fra-CA": "fr", "por": "pt",
@@ -207,36 +205,25 @@ def wordnet_rows(folder: Path) -> Iterator[tuple[str, str, Row]]:
                 yield "wordnet", "WordNet licence (free for any use)", {"en": f"{lemma}: {parts[0]}"}
 
 
-def dictionary_rows(
-    dictionaries: dict[str, dict[str, list[str]]], sentences: list[str], glosses: int
-) -> Iterator[tuple[str, str, Row]]:
-    """English words in use with their translations; then, for each language, English sentences word by word in it.
-
-    Languages with a share of less than a half in FAVOUR get a quarter of the glosses.
-    """
-    used = Counter(word for sentence in sentences for word in re.findall(r"[a-z]+", sentence.lower()))
-    for lang, words in dictionaries.items():
-        for english, terms in words.items():
-            if used[english] >= 3:
-                yield "freedict", DICTIONARIES, {"en": english, lang: terms[0]}
-    # From few sentences, so that the teacher has little to read
-    sentences = random.Random(0).sample(sentences, min(len(sentences), 3 * glosses))
-    for lang, words in dictionaries.items():
-        choose = random.Random(lang)
-        wanted = glosses if FAVOUR[lang] >= 0.5 else glosses // 4
-        for sentence in choose.sample(sentences, len(sentences)):
-            if wanted and (text := gloss(sentence, words, choose)):
-                wanted -= 1
-                yield "freedict-glosses", DICTIONARIES, {"en": sentence, lang: text}
-
-
 def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
     """The most frequent words of a language: a teacher that knows it says what they mean, in any form."""
     from wordfreq import top_n_list
 
     for lang, name in sorted(WORDED.items()):
-        for word in top_n_list(name, count):
+        for word in top_n_list(name, count if FAVOUR.get(lang, 0.5) >= 0.5 else count // 3):
             yield "wordfreq", "CC BY-SA 4.0", {lang: word}
+
+
+def words_met(texts: Iterable[tuple[str, str, str]], count: int) -> Iterator[tuple[str, str, Row]]:
+    """The same, most frequent first, of the texts (text, language, source) of languages that wordfreq has not."""
+    met: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for text, lang, source in texts:
+        if lang not in WORDED and lang not in UNSPACED and source not in NOT_WRITTEN:
+            met[lang].update(word for part in text.lower().split() if (word := part.strip(MARKS)) and word[0].isalpha())
+    for lang, words in sorted(met.items()):
+        for word, times in words.most_common(count if FAVOUR.get(lang, 0.5) >= 0.5 else count // 3):
+            if times >= 2:
+                yield "words", "that of the text in which they were met", {lang: word}
 
 
 def software_rows(catalogues: Path | None, annotations: Path | None, most: int) -> Iterator[tuple[str, str, Row]]:
@@ -269,8 +256,6 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of local files; default: the Hub")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
-    parser.add_argument("--dictionaries", type=Path, help="folder of FreeDict's files as dictd reads them")
-    parser.add_argument("--glosses", type=int, default=30000, help="of English sentences, for each language")
     parser.add_argument("--apertium", type=int, default=0, metavar="N", help="N English sentences, translated by rules")
     parser.add_argument("--catalogues", type=Path, help="folder of gettext catalogues, for example /usr/share/locale")
     parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
@@ -299,12 +284,8 @@ def main() -> None:
         english.append(len(texts) - 1 if lang == "en" else -1)
         return len(texts) - 1
 
-    def glossed() -> Iterator[tuple[str, str, Row]]:
-        english_texts = [t for t, lang, kind in texts if lang == "en" and kind != "wordnet" and 15 <= len(t) <= 110]
-        yield from dictionary_rows(load(args.dictionaries), english_texts, args.glosses)
-
     def translated() -> Iterator[tuple[str, str, Row]]:
-        english_texts = [t for t, lang, kind in texts if lang == "en" and kind != "freedict" and 15 <= len(t) <= 160]
+        english_texts = [t for t, lang, kind in texts if lang == "en" and 15 <= len(t) <= 160]
         for text, row in translations(random.Random(1).sample(english_texts, min(len(english_texts), args.apertium))):
             yield "apertium", TRANSLATED, {"en": text, **row}
 
@@ -312,12 +293,10 @@ def main() -> None:
     rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]
     if args.wordnet:
         rows.append(wordnet_rows(args.wordnet))
-    if args.dictionaries:
-        rows.append(glossed())
     if args.apertium:
         rows.append(translated())
-    rows.append(word_rows(args.words))
     rows.append(software_rows(args.catalogues, args.annotations, args.messages))
+    rows += [word_rows(args.words), words_met(texts, args.words)]
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence

@@ -5,7 +5,6 @@
    10,000 sentences a second.
 4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on. A run that starts from
    layers goes on with them.
-5. `third`: goes on with those layers, on what the third teacher has read (`third_teacher.py`), heeding it as well.
 
 The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what targets
 are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar
@@ -30,11 +29,9 @@ import numpy as np
 import torch
 from batches import RUN, Batch, Batches
 from collect import FAVOUR
-from kept import kept
-from second_teacher import embed
-from space import Space, unit
 from state import load_state, save_state
 from student import Rounding, StochasticDepth, config, grow, pool, quiet_, save, states
+from teach import token_embeddings
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -47,15 +44,9 @@ SETTLING, NEAR_FIRST = 0.2, 10.0  # share of the steps in which new layers find 
 
 def token_vectors(tokenizer: PreTrainedTokenizerBase, batches: Batches, work_dir: Path) -> torch.Tensor:
     """(vocabulary, hidden), unit length: the second teacher's embedding of each token's string, and how it is spelt."""
-    strings = [tokenizer.decode([i]) for i in range(len(tokenizer))]
-    hidden = batches.said.shape[1]
-
-    def make() -> dict[str, np.ndarray]:
-        said = embed([string.strip() for string in strings]).astype(np.float32)
-        return {"vectors": unit(said - said.mean(0)) @ Space.load(work_dir, hidden).second}
-
-    said = torch.from_numpy(kept(work_dir / f"token-said-{len(tokenizer)}-{hidden}.npz", make)["vectors"])
-    said = normalize(said.to(batches.device).float())
+    strings, vectors = token_embeddings(work_dir, tokenizer)
+    said = torch.from_numpy(vectors).to(batches.device)
+    said = normalize(normalize(said - said.mean(0)) @ batches.second.turn)
     every = torch.arange(len(tokenizer), device=batches.device)
     codes = torch.from_numpy(batches.characters(strings)).to(batches.device)
     spelt = batches.spelt(codes, torch.full_like(every, len(batches.known)), every, every)
@@ -120,14 +111,10 @@ def word_loss(said: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["static", "deep", "third"])
+    parser.add_argument("stage", choices=["static", "deep"])
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--output", type=Path, help="default: the stage's name below --work-dir")
-    parser.add_argument(
-        "--start",
-        type=Path,
-        help="deep, third: token vectors, or layers too; default: the stage before, below --work-dir",
-    )
+    parser.add_argument("--start", type=Path, help="deep: token vectors, or layers too; default: static/ in --work-dir")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=3)
@@ -140,9 +127,6 @@ def main() -> None:
     parser.add_argument("--words", type=float, default=0.0, help="weight of the words, which teach.py has read")
     parser.add_argument("--loudness", type=float, default=0.0, help="weight of how loudly rare tokens should speak")
     parser.add_argument("--singles", type=float, default=0.0, help="share of single words in a batch")
-    parser.add_argument(
-        "--glosses", type=float, default=1.0, help="weight of dictionaries and names of emoji beside other sources"
-    )
     parser.add_argument("--round", action="store_true", help="read the table as 4 bits will have it")
     parser.add_argument(
         "--keep", type=float, default=1.0, help="share of the steps in which a layer's attention is there"
@@ -160,11 +144,10 @@ def main() -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.work_dir / "tokenizer")
     began = time.monotonic()
-    third = args.stage == "third"
-    batches = Batches(args.work_dir, args.hidden, args.device, args.english, args.singles, args.glosses, third)
+    batches = Batches(args.work_dir, args.hidden, args.device, args.english, args.singles)
     count, langs = sum(map(len, batches.pools.values())), len(batches.pools)
     print(f"{count:,} sentences of {langs} languages, read in {time.monotonic() - began:.0f} s", flush=True)
-    start = args.start or args.work_dir / ("deep" if third else "static")
+    start = args.start or args.work_dir / "static"
     fresh = args.stage == "deep" and not LacosBloomModel.config_class.from_pretrained(start).n_layer
     state = output / "state.safetensors"  # its own, of an earlier run
     if state.exists():

@@ -8,7 +8,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from collect import READ
 from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
@@ -37,12 +36,11 @@ Behind it `lacos_st` puts {sketch} more (`lexical/`): which tokens the sentence 
 sentence's language, with a share in the cosine that the language has, from {least} (English) to {most}.
 The last two dimensions of a state are silent: the model keeps there what a token should not say.
 
-Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from three teachers.
+Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
-The multilingual Universal Sentence Encoder 3 (Apache-2.0) reads frequent words, and sentences without a translation, in
-{read}.
-multilingual-e5-small (MIT) reads sentences of every language in their own words, in the last stage.
-All were trained by their authors, under the terms that their model cards give.
+multilingual-e5-small (MIT) reads sentences and words of every language as they are; at the end token vectors are drawn
+to those of tokens of which it says the same.
+Both were trained by their authors, under the terms that their model cards give.
 
 Not a language model to generate with; sentences above 48 tokens were not seen in training; languages with few training
 sentences (table below) are served by what they share with others.
@@ -77,7 +75,6 @@ def card(config: BloomConfig, width: int, sketch: LexicalSketch, parameters: int
         parameters=parameters / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
         noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
-        read=", ".join(sorted(READ - {"en"})),
         sources="\n".join(f"| {name} | {s['sentences']:,} | {s['licence']} |" for name, s in sources.items()),
         counts=", ".join(f"{lang} {n:,}" for lang, n in report["sentences"]),
     )

@@ -10,13 +10,12 @@ language (`docs/log.md`): a student that has little text of a language cannot do
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from cores import cores
 from kept import kept
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
@@ -76,7 +75,7 @@ class Characters:
         if not path.exists():
             starts = range(0, len(texts), CHUNK)
             parts = (texts[start : start + CHUNK].to_pylist() for start in starts)
-            with atomic(path) as temporary, ProcessPoolExecutor(os.cpu_count()) as pool:
+            with atomic(path) as temporary, cores() as pool:
                 table = np.lib.format.open_memmap(temporary, "w+", np.int8, (len(texts), CODES))
                 found = pool.map(self, parts, (langs[start : start + CHUNK] for start in starts))
                 for start, codes in zip(starts, found, strict=True):
@@ -91,7 +90,7 @@ def rarity(texts: pa.Array, langs: np.ndarray, written: np.ndarray) -> dict[str,
     rows = [np.flatnonzero(written & (langs == lang)) for lang in names]
     samples = [texts.take(pa.array(found[:: -(-len(found) // SAMPLE)])).to_pylist() for found in rows]
     idf = np.full((len(names) + 1, BUCKETS), np.log(SAMPLE), np.float32)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with cores() as pool:
         for own, sample, seen in zip(idf, samples, pool.map(seen_in, samples), strict=False):
             own[:] = np.log((1 + len(sample)) / (1 + seen))
             used = seen >= 10  # in a small language what is missing is not rare

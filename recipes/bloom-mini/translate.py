@@ -1,10 +1,10 @@
 """English sentences in Spanish, French, Portuguese and Italian, by Apertium's rules.
 
-Few sentences have a human translation, and a dictionary's glosses (`dictionaries.py`) lack endings and articles: most
-forms of a verb are in neither. Apertium (apertium.org; GPL; Debian packages `apertium-eng-spa`, `apertium-eng-cat`,
-`apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`, `apertium-cat-ita`) knows the forms, runs offline and
-translates some hundred sentences a second. It errs in grammar and word senses, which a mean of token vectors
-forgives. Catalan, the pair best looked after, is the way to French, Portuguese and Italian.
+Few sentences have a human translation, and most forms of a verb are in none. Apertium (apertium.org; GPL; Debian
+packages `apertium-eng-spa`, `apertium-eng-cat`, `apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`,
+`apertium-cat-ita`) knows the forms, runs offline and translates some hundred sentences a second. It errs in grammar and
+word senses, which a mean of token vectors forgives. Catalan, the pair best looked after, is the way to French,
+Portuguese and Italian.
 """
 
 from __future__ import annotations

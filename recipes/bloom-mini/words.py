@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from kept import kept
-from space import Space, unit
-from teach import CHUNK, MAX_TOKENS, done, words_of
-from transformers import AutoTokenizer
+from space import turn, unit
+from teach import CHUNK, done, encoded
 
 from lacos_st.files import atomic
 
@@ -21,14 +20,9 @@ from lacos_st.files import atomic
 def numbers_of(work_dir: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
     """`numbers`, (tokens,) int8, the word of each of the student's tokens in rows of `texts.parquet`, and `bounds`."""
     table = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
-    tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
-    numbers = []
-    for first in range(0, len(rows), CHUNK):
-        part = table.take(pa.array(rows[first : first + CHUNK])).to_pylist()
-        found = tokenizer(part, return_offsets_mapping=True)["offset_mapping"]
-        numbers += [
-            words_of(text, offsets)[:MAX_TOKENS].astype(np.int8) for text, offsets in zip(part, found, strict=True)
-        ]
+    chunks = [table.take(pa.array(rows[first : first + CHUNK])).to_pylist() for first in range(0, len(rows), CHUNK)]
+    found = encoded(str(work_dir / "tokenizer"), "", chunks)
+    numbers = [number.astype(np.int8) for chunk in found for number in chunk.words]
     return {"numbers": np.concatenate(numbers), "bounds": np.cumsum([0, *map(len, numbers)])}
 
 
@@ -42,12 +36,12 @@ def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarra
     read = done(work_dir / "teacher.json")
     vectors = work_dir / f"words-{hidden}-{read}.npy"
     if not vectors.exists():
-        turn, states = Space.load(work_dir, hidden).first, np.load(work_dir / "words.npy", mmap_mode="r")
+        into, states = turn(work_dir, hidden), np.load(work_dir / "words.npy", mmap_mode="r")
         with atomic(vectors) as temporary:
             table = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(states), hidden))
             for start in range(0, len(states), 2**17):
                 part = slice(start, start + 2**17)
-                table[part] = unit(states[part].astype(np.float32) @ turn)
+                table[part] = unit(states[part].astype(np.float32) @ into)
             table.flush()
     english = np.load(work_dir / "english.npy")[:read]
     stored = kept(work_dir / f"word-numbers-{read}.npz", lambda: numbers_of(work_dir, english))
