@@ -191,7 +191,7 @@ def test_stock_sentence_transformers_loads_the_unpacked_model(tmp_path):
     for layer in ours.modules():
         if isinstance(layer, LoraLayer):
             layer.enable_adapters(False)
-    assert abs(ours.encode(texts) - with_adapter).max() > 0.01  # the adapter does something
+    assert abs(ours.encode(texts) - with_adapter).max() > 1e-3  # the adapter does something: without one 0
 
 
 def test_pack_adapter_refuses_another_base(tmp_path):
