@@ -119,10 +119,11 @@ def encode(path: str | None, prefix: str, texts: list[str]) -> Encoded:
     return Encoded(ids, words, np.array([len(text.split()) for text in texts]))
 
 
-def encoded(path: str | None, prefix: str, texts: Sequence[list[str]]) -> Iterator[Encoded]:
-    """Chunks of texts, by as many processes as there are cores."""
+def encoded(path: str | None, prefix: str, texts: list[str]) -> Iterator[Encoded]:
+    """Texts in chunks of `CHUNK`, by as many processes as there are cores."""
+    chunks = (texts[start : start + CHUNK] for start in range(0, len(texts), CHUNK))
     with cores() as pool:
-        yield from pool.map(partial(encode, path, prefix), texts)
+        yield from pool.map(partial(encode, path, prefix), chunks)
 
 
 @torch.inference_mode()
@@ -161,8 +162,7 @@ def token_embeddings(work_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tupl
 
     def make() -> dict[str, np.ndarray]:
         model = load_teacher("second")
-        chunks = [strings[i : i + CHUNK] for i in range(0, len(strings), CHUNK)]
-        return {"vectors": np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", chunks)])}
+        return {"vectors": np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", strings)])}
 
     return strings, kept(work_dir / f"token-said-{len(tokenizer)}.npz", make)["vectors"].astype(np.float32)
 
@@ -263,8 +263,8 @@ def main() -> None:
     model = load_teacher(args.teacher, args.int8)
 
     def compute(begin: int, end: int) -> Iterator[tuple[np.ndarray, ...]]:
-        chunks = [texts[chunk * CHUNK : (chunk + 1) * CHUNK] for chunk in range(begin, end)]
-        for chunk in encoded(*((teacher_path(), "") if first else (None, "query: ")), chunks):
+        path, prefix = (teacher_path(), "") if first else (None, "query: ")
+        for chunk in encoded(path, prefix, texts[begin * CHUNK : end * CHUNK]):
             yield read(model, chunk)[: len(tables)]
 
     fill(args.work_dir / ("teacher.json" if first else "second.json"), tables, compute, args.chunks)

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from kept import kept
 from space import turn, unit
-from teach import CHUNK, done, encoded
+from teach import done, encoded
 
 from lacos_st.files import atomic
 
@@ -20,8 +20,7 @@ from lacos_st.files import atomic
 def numbers_of(work_dir: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
     """`numbers`, (tokens,) int8, the word of each of the student's tokens in rows of `texts.parquet`, and `bounds`."""
     table = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
-    chunks = [table.take(pa.array(rows[first : first + CHUNK])).to_pylist() for first in range(0, len(rows), CHUNK)]
-    found = encoded(str(work_dir / "tokenizer"), "", chunks)
+    found = encoded(str(work_dir / "tokenizer"), "", table.take(pa.array(rows)).to_pylist())
     numbers = [number.astype(np.int8) for chunk in found for number in chunk.words]
     return {"numbers": np.concatenate(numbers), "bounds": np.cumsum([0, *map(len, numbers)])}
 
