@@ -26,10 +26,14 @@ SINGLES = "single words"  # in place of a language
 TOGETHER = 4  # languages beside English in a batch: few, so that it holds many pairs within a language
 POWER = 0.3  # a language is drawn in proportion to its sentences to this power, times `DRAWN`
 DRAWN = FAVOUR | {
+    **dict.fromkeys(("es", "fr", "pt"), 6.0),
+    "pl": 3.5,
     **dict.fromkeys(("cs", "ja", "ko"), 1.5),
-    **dict.fromkeys(("bn", "fa", "id", "mr", "ro", "sr", "sv"), 2.0),
+    **dict.fromkeys(("bn", "ro"), 2.0),
+    **dict.fromkeys(("fa", "id", "mr", "sr", "sv", "tr"), 2.5),
 }
-"""`FAVOUR`, but that languages which the second teacher knows and that have few translations are drawn more often."""
+"""`FAVOUR`, but that languages which the second teacher knows and that have few translations are drawn more often, and
+those most often that have the most text beside English."""
 LOUDNESS = 1.25  # a token should speak as loudly as its rarity to this power
 LONGEST = 48  # sentences of more tokens are left out: they cost most and resemble STS least
 RUN = 4  # so many are drawn together: one, and some of its neighbours
