@@ -48,11 +48,11 @@ def test_a_target_is_the_weighted_mean_of_whole_words_of_like_meaning():
 
 
 def test_each_language_counts_as_the_root_of_its_favour_and_frequent_words_most():
-    langs = np.array(["es"] * 50 + ["id"] * 20)
+    langs = np.array(["de"] * 50 + ["id"] * 20)
     weight = compose.importance(langs, np.concatenate([np.arange(50), np.arange(20)]))
     assert weight.mean() == pytest.approx(1)
-    assert weight[langs == "es"].mean() / weight[langs == "id"].mean() == pytest.approx(
-        (compose.FAVOUR["es"] / compose.FAVOUR["id"]) ** 0.5
+    assert weight[langs == "de"].mean() / weight[langs == "id"].mean() == pytest.approx(
+        (compose.FAVOUR["de"] / compose.FAVOUR["id"]) ** 0.5
     )
     assert (np.diff(weight[:50]) < 0).all()
 
@@ -62,23 +62,24 @@ def test_pieces_of_words_move_and_what_english_uses_does_not(tmp_path, monkeypat
     torch.manual_seed(0)
     save(LacosBloomModel(config(57344, HIDDEN, 1)), tmp_path / "model", tmp_path / "tokenizer")
     tokenizer = compose.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
-    words = ["guitarrista", "archivadores", "de", "seleccionarlos"]
-    table = {"text": [*words, "una frase entera"], "lang": ["es"] * 5, "source": ["wordfreq"] * 4 + ["tatoeba"]}
+    words = ["Gitarristin", "Aktenordner", "der", "auszuwählen", "guitarrista"]
+    langs = ["de"] * 4 + ["es", "de"]  # Spanish is left out
+    table = {"text": [*words, "ein ganzer Satz"], "lang": langs, "source": ["wordfreq"] * 5 + ["tatoeba"]}
     pq.write_table(pa.table(table), tmp_path / "texts.parquet")
     found, langs, ranks = compose.words_of(tmp_path, tokenizer)
-    assert found == ["guitarrista", "archivadores", "seleccionarlos"]
-    assert langs.tolist() == ["es"] * 3
+    assert found == ["Gitarristin", "Aktenordner", "auszuwählen"]
+    assert langs.tolist() == ["de"] * 3
     assert ranks.tolist() == [0, 1, 3]
 
     random = np.random.default_rng(0)
     said = random.standard_normal((57344, 8)).astype(np.float32)
     np.savez(tmp_path / "token-said-57344.npz", vectors=said)
     np.savez(tmp_path / "word-said-3.npz", words=np.array(sorted(found)), vectors=said[5000:5003])
-    rarity = np.full((1, 57344), 9.5, np.float16)
+    rarity = np.full((len(compose.KNOWN), 57344), 9.5, np.float16)
     pieces = tokenizer(found, add_special_tokens=False)["input_ids"]
     often = pieces[0][0]
-    rarity[0, often] = 2.0
-    np.savez(tmp_path / "rarity.npz", langs=np.array(["en"]), rarity=rarity)
+    rarity[compose.KNOWN.index("fr"), often] = 2.0
+    np.savez(tmp_path / "rarity.npz", langs=np.array(compose.KNOWN), rarity=rarity)
     arguments = ["compose.py", tmp_path / "model", tmp_path / "output", "--work-dir", tmp_path]
     monkeypatch.setattr(sys, "argv", [*map(str, arguments)])
     compose.main()

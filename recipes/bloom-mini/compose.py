@@ -12,7 +12,8 @@ little as possible, until the words come nearer to their targets; ridge regressi
     minimise  sum of c_w |A u - (1 - s) m - s t|^2  +  sum of |u - u_before|^2,   A, m: brought to unit length by word
 
 c_w falls with the root of a word's rank in its language, as the root of its frequency does (Zipf), and a language
-counts in all as the root of its share in `FAVOUR`. A token that English uses stays, and so do numbers and punctuation.
+counts in all as the root of its share in `FAVOUR`. A token that English or a Romance language uses stays: these have
+most of the text, and layers know their tokens as they are. So do numbers and punctuation.
 
     python compose.py work/bloom-mini/retrofitted work/bloom-mini/composed
 """
@@ -42,10 +43,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lacos_st.bloom import LacosBloomModel
 
 SHARE = 0.4
-RARE = 7.5  # nats of rarity in English from which a token moves
-WORDS = dict.fromkeys(("de", "es", "fr", "it", "nl", "pl", "pt"), 15_000)
+KNOWN = ["en", "es", "fr", "it", "pt", "ro"]  # languages that gain nothing or lose: their words are met often enough
+RARE = 7.5  # nats of rarity, in each of them, from which a token moves
+WORDS = dict.fromkeys(("de", "nl", "pl"), 15_000)
 OTHERS = 12_000  # words of another language, at most
-LEFT_OUT = {*UNSPACED, "en", "ar"}  # English is known; Arabic is retrieved less well with its words than without
+LEFT_OUT = {*UNSPACED, *KNOWN, "ar"}  # translations of Arabic are found less often with its words than without
 
 
 def words_of(work_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray, np.ndarray]:
@@ -169,7 +171,8 @@ def main() -> None:
     now = made @ before
     known = wanted.any(1, keepdims=True)
     languages, rarity = rarities(args.work_dir)
-    moves = (rarity[languages.index("en")] > RARE) & np.array([string[:1].isalpha() for string in strings])
+    used = rarity[[languages.index(lang) for lang in KNOWN]].min(0) <= RARE
+    moves = ~used & np.array([string[:1].isalpha() for string in strings])
     wish = np.where(known, unit((1 - SHARE) * now + SHARE * wanted), now)
     after = composed(before, made, wish, importance(lang, ranks), moves)
     changed = np.flatnonzero((after != before).any(1))

@@ -38,8 +38,8 @@ The last two dimensions of a state are silent: the model keeps there what a toke
 
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
-multilingual-e5-small (MIT) reads sentences and words of every language as they are; at the end token vectors are drawn
-to those of tokens of which it says the same.
+multilingual-e5-small (MIT) reads sentences and words of every language as they are; at the end words, of one token or
+several, are drawn to those of which it says the same.
 Both were trained by their authors, under the terms that their model cards give.
 
 Not a language model to generate with; sentences above 48 tokens were not seen in training; languages with few training
