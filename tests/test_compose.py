@@ -15,6 +15,7 @@ from lacos_st.bloom import LacosBloomModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import compose
+import retrofit
 from student import config, save
 
 HIDDEN = 32
@@ -41,8 +42,8 @@ def test_a_target_is_the_weighted_mean_of_whole_words_of_like_meaning():
     unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
     cosines = unit(said[:5].double().numpy()) @ unit(whole.double().numpy()).T
     for row, cosine in zip(found, cosines, strict=False):
-        near = np.argsort(-cosine)[: compose.NEIGHBOURS]
-        weights = np.maximum(cosine[near] - compose.LEAST, 0)
+        near = np.argsort(-cosine)[: retrofit.NEIGHBOURS]
+        weights = np.maximum(cosine[near] - retrofit.LEAST, 0)
         np.testing.assert_allclose(row, unit((weights[:, None] * vectors.double().numpy()[near]).sum(0)), atol=1e-5)
     assert not found[5].any()  # of which the teacher says nothing
 

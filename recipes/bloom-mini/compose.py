@@ -30,12 +30,12 @@ import torch
 from collect import FAVOUR, SINGLE_WORDS, UNSPACED
 from corpus import rarities
 from kept import kept
-from retrofit import LEAST, NEIGHBOURS, is_word
+from retrofit import NEIGHBOURS, mean_of, whole_words
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import LinearOperator, cg
 from space import unit
 from student import save, states
-from teach import encoded, load_teacher, read, token_embeddings
+from teach import said_by_second, token_embeddings
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -75,11 +75,7 @@ def said_of(work_dir: Path, words: list[str]) -> np.ndarray:
     different = sorted(set(words))
 
     def make() -> dict[str, np.ndarray]:
-        model = load_teacher("second")
-        return {
-            "words": np.array(different),
-            "vectors": np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", different)]),
-        }
+        return {"words": np.array(different), "vectors": said_by_second(different)}
 
     stored = kept(work_dir / f"word-said-{len(different)}.npz", make)
     vectors = stored["vectors"]
@@ -105,8 +101,7 @@ def targets(said: np.ndarray, whole: np.ndarray, vectors: Tensor) -> np.ndarray:
     tokens, found = normalize(torch.from_numpy(whole)), []
     for part in torch.from_numpy(said).split(4096):
         cosines, nearest = (normalize(part) @ tokens.T).topk(min(NEIGHBOURS, len(tokens)))
-        weights = (cosines - LEAST).clamp_min(0)
-        found.append(normalize((weights[:, :, None] * vectors[nearest]).sum(1)))
+        found.append(mean_of(vectors, nearest, cosines))
     return torch.cat(found).numpy()
 
 
@@ -158,7 +153,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     words, lang, ranks = words_of(args.work_dir, tokenizer)
     strings, of_tokens = token_embeddings(args.work_dir, tokenizer)
-    whole = np.flatnonzero([*map(is_word, tokenizer.convert_ids_to_tokens([*range(len(strings))]), strings)])
+    whole = whole_words(tokenizer, strings)
     said = said_of(args.work_dir, words)
     common = np.concatenate([of_tokens[whole], said]).mean(0)
     table = model.word_embeddings.weight.data

@@ -27,7 +27,7 @@ from student import save
 from teach import token_embeddings
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st.bloom import LacosBloomModel
 
@@ -48,6 +48,12 @@ def neighbours(said: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(nearest), torch.cat(cosines)
 
 
+def mean_of(vectors: Tensor, nearest: Tensor, cosines: Tensor) -> Tensor:
+    """(rows, hidden) unit length, or 0: neighbours' mean vector, each as much as its cosine is above `LEAST`."""
+    weights = (cosines - LEAST).clamp_min(0)
+    return normalize((weights[:, :, None] * vectors[nearest]).sum(1))
+
+
 def retrofitted(rows: Tensor, said: Tensor, share: Tensor) -> Tensor:
     """(tokens, hidden) rows, each `share` of the way to the mean of its neighbours; as long as they were.
 
@@ -57,9 +63,9 @@ def retrofitted(rows: Tensor, said: Tensor, share: Tensor) -> Tensor:
         share: (tokens,) from 0 to 1; a token without a neighbour stays.
     """
     nearest, cosines = neighbours(normalize(said - said.mean(0)))
-    unit, weights = normalize(rows), (cosines - LEAST).clamp_min(0)
-    mean = normalize((weights[:, :, None] * unit[nearest]).sum(1))
-    share = share[:, None] * weights.any(1, keepdim=True)
+    unit = normalize(rows)
+    mean = mean_of(unit, nearest, cosines)
+    share = share[:, None] * mean.any(1, keepdim=True)
     drawn = normalize((1 - share) * unit + share * mean) * rows.norm(dim=1, keepdim=True)
     return torch.where(share > 0, drawn, rows)
 
@@ -68,6 +74,11 @@ def is_word(token: str, text: str) -> bool:
     """Whether a token begins a word, and is likely to be one; in Chinese and Japanese letters any."""
     begins = token.startswith("\u0120") and len(text) > 2
     return text[:1].isalpha() and (begins or "\u3040" <= text[0] < "\uac00")
+
+
+def whole_words(tokenizer: PreTrainedTokenizerBase, strings: list[str]) -> np.ndarray:
+    """Numbers of the tokens that are likely words, of all tokens' strings."""
+    return np.flatnonzero([*map(is_word, tokenizer.convert_ids_to_tokens([*range(len(strings))]), strings)])
 
 
 def main() -> None:
@@ -79,7 +90,7 @@ def main() -> None:
     model = LacosBloomModel.from_pretrained(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     strings, said = token_embeddings(args.work_dir, tokenizer)
-    tokens = np.flatnonzero([*map(is_word, tokenizer.convert_ids_to_tokens([*range(len(strings))]), strings)])
+    tokens = whole_words(tokenizer, strings)
     langs, rarity = rarities(args.work_dir)
     english = torch.from_numpy(rarity[langs.index("en"), tokens].astype(np.float32))
     share = SHARE * ((english - FREQUENT) / (RARE - FREQUENT)).clamp(0, 1)

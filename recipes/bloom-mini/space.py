@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from dev import encode
 from teach import done
 from transformers import AutoTokenizer
 
@@ -50,20 +51,18 @@ def turn(work_dir: Path, hidden: int) -> np.ndarray:
     return np.pad(vectors[:, ::-1][:, : hidden - 2], ((0, 0), (0, 2))).astype(np.float32)
 
 
-def onto(first: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """(384, hidden) columns at right angles, of unit length but for the silent two, that bring `first` to `student`.
+def onto(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """(width, hidden) columns at right angles, of unit length but for the silent two, that bring `teacher` to `student`.
 
     Args:
-        first: (sentences, 384) unit length, what the first teacher says.
-        student: (sentences, hidden) unit length, what the student says of the same.
+        teacher: (sentences, width) unit length, what a teacher says.
+        student: (sentences, hidden) unit length, what the student says, or should say, of the same.
     """
-    left, _, right = np.linalg.svd(first.T @ student[:, :-2], full_matrices=False)
+    left, _, right = np.linalg.svd(teacher.T @ student[:, :-2], full_matrices=False)
     return np.pad(left @ right, ((0, 0), (0, 2))).astype(np.float32)
 
 
 def main() -> None:
-    from dev import encode
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="output of distil.py or unpack.py, to go on from")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))

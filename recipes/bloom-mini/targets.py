@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 import torch
 from collect import SINGLE_WORDS
 from kept import kept
-from space import turn, unit
+from space import onto, turn, unit
 from teach import done
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 LEXICAL: dict[str | None, float] = {
     **dict.fromkeys(("en", "ja", "ko", "zh"), 0.1),
@@ -107,10 +107,8 @@ class Second:
         self.means /= counts[:, None]
         self.common = self.means @ self.means.T
         both = np.flatnonzero((row[rows] >= 0) & ~single[rows])[:SAMPLE]
-        first = torch.from_numpy(said[row[rows[both]]].astype(np.float32)).to(device)
-        # orthogonal Procrustes, into the student's space but for its two silent dimensions
-        u, _, v = torch.linalg.svd(self._centred(torch.from_numpy(both).to(device)).T @ first[:, :-2], False)
-        self.turn = pad(u @ v, (0, 2))
+        own = self._centred(torch.from_numpy(both).to(device)).cpu().numpy()
+        self.turn = torch.from_numpy(onto(own, said[row[rows[both]]].astype(np.float32))).to(device)
 
     def _at(self, rows: np.ndarray) -> Tensor:
         return torch.from_numpy(self.row[rows].astype(np.int64)).to(self.device)

@@ -156,15 +156,17 @@ def read(model: torch.nn.Module, chunk: Encoded) -> tuple[np.ndarray, np.ndarray
     return embeddings.cpu().numpy(), torch.nn.functional.normalize(words, dim=-1).half().cpu().numpy()
 
 
+def said_by_second(texts: list[str]) -> np.ndarray:
+    """(texts, 384) fp16, unit length, what the second teacher says of texts that are not in the table."""
+    model = load_teacher("second")
+    return np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", texts)])
+
+
 def token_embeddings(work_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray]:
     """The string of each of the student's tokens, and (tokens, 384) fp32, unit length, what the second teacher says."""
     strings = [tokenizer.decode([i]).strip() for i in range(len(tokenizer))]
-
-    def make() -> dict[str, np.ndarray]:
-        model = load_teacher("second")
-        return {"vectors": np.concatenate([read(model, chunk)[0] for chunk in encoded(None, "query: ", strings)])}
-
-    return strings, kept(work_dir / f"token-said-{len(tokenizer)}.npz", make)["vectors"].astype(np.float32)
+    stored = kept(work_dir / f"token-said-{len(tokenizer)}.npz", lambda: {"vectors": said_by_second(strings)})
+    return strings, stored["vectors"].astype(np.float32)
 
 
 def order(texts: list[str], langs: list[str], english: np.ndarray, sources: list[str]) -> np.ndarray:
