@@ -52,7 +52,7 @@ def turn(work_dir: Path, hidden: int) -> np.ndarray:
 
 
 def onto(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
-    """(width, hidden) columns at right angles, of unit length but for the silent two, that bring `teacher` to `student`.
+    """(width, hidden) columns at right angles, of unit length but for the silent two, that bring one to the other.
 
     Args:
         teacher: (sentences, width) unit length, what a teacher says.
