@@ -1,17 +1,14 @@
 """`recipes/bloom-mini`: what batches hold, and that training from them is the same every time."""
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import recipe_text
 import torch
 from transformers import AutoTokenizer
-
-from lacos_st import embedded
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import distil
@@ -22,49 +19,12 @@ from spelling import CODES, Characters
 from targets import LEXICAL, SHARE, said_of
 from teach import words_of
 
-HIDDEN, COUNT = 32, 520  # sentences of each language
-WORDS = {
-    "en": ["the", "dog", "cat", "man", "woman", "runs", "sleeps", "plays", "guitar", "red", "house", "river"],
-    "es": ["el", "perro", "gato", "hombre", "mujer", "corre", "duerme", "toca", "guitarra", "rojo", "casa", "río"],
-    "de": ["der", "Hund", "Katze", "Mann", "Frau", "läuft", "schläft", "spielt", "Gitarre", "rot", "Haus", "Fluss"],
-}
+HIDDEN = 32
 
 
 @pytest.fixture(scope="module")
 def work_dir(tmp_path_factory):
-    """The stages' folder in small: teachers who say anything, and the embedded model's tokenizer."""
-    folder = tmp_path_factory.mktemp("work")
-    embedded.unpack("bloom-mini", folder / "tokenizer")
-    random = np.random.default_rng(0)
-    rows = []
-    for number in range(COUNT):
-        meaning = random.integers(0, 12, random.integers(2, 7))
-        for lang, words in WORDS.items():
-            text = " ".join(words[i] for i in meaning) + f" {number}"
-            rows.append((text, lang, 3 * number, "tatoeba"))
-    rows += [(f"palabra{i}", "es", -1, "wordfreq") for i in range(COUNT)]
-    columns = dict(zip(("text", "lang", "english", "source"), map(list, zip(*rows, strict=True)), strict=True))
-    columns["english"] = pa.array(columns["english"], pa.int32())
-    pq.write_table(pa.table(columns), folder / "texts.parquet")
-
-    def said(count, width):
-        vectors = random.standard_normal((count, width))
-        return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
-
-    english = np.arange(0, 3 * COUNT, 3, dtype=np.int32)
-    np.save(folder / "english.npy", english)
-    np.save(folder / "teacher.npy", said(COUNT, 48))
-    words = [len(rows[i][0].split()) for i in english]
-    np.save(folder / "starts.npy", np.cumsum([0, *words]))
-    np.save(folder / "words.npy", said(sum(words), 48))
-    np.save(folder / "second-rows.npy", np.arange(4 * COUNT, dtype=np.int32))
-    np.save(folder / "second.npy", said(4 * COUNT, 36) + np.float16(0.5))
-    for name in ("teacher", "second"):
-        (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
-    rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
-    np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
-    np.savez(folder / "token-said-57344.npz", vectors=random.standard_normal((57344, 36)).astype(np.float16))
-    return folder
+    return recipe_text.write(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,50 @@
+"""Languages that are written in two alphabets: the same sentences in the other one.
+
+Most Uyghur text is in Arabic letters and most Serbian software speaks in Cyrillic ones; people write Uyghur in Cyrillic
+letters too (in Kazakhstan), and Serbian in Latin ones as often. Letters correspond nearly one to one, so each sentence
+is also one in the other alphabet, and a model that has never seen that takes it for another language.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+UYGHUR_CYRILLIC = "ug-Cyrl"
+_UYGHUR = str.maketrans(
+    "ابپتجچخدرزژسشغفقكگڭلمنھوۇۆۈۋېىيە؟،؛", "абптҗчхдрзжсшғфқкгңлмнһоуөүвеийә?,;", "ئـ"
+)  # the two left out: a vowel's carrier, a stroke that lengthens
+_SERBIAN = dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš", strict=True))
+_SERBIAN |= {"љ": "lj", "њ": "nj", "џ": "dž"}
+_SERBIAN_LETTERS = str.maketrans(
+    _SERBIAN | {cyrillic.upper(): latin.capitalize() for cyrillic, latin in _SERBIAN.items()}
+)
+
+
+def uyghur_in_cyrillic(text: str) -> str:
+    """Of a text in Arabic letters, which have no capitals: sentences begin with one.
+
+    Example:
+        >>> uyghur_in_cyrillic("بۇ ياخشى.")
+        'Бу яхши.'
+    """
+    text = text.translate(_UYGHUR).replace("йа", "я").replace("йу", "ю")
+    return re.sub(r"(?:^|[.!?]\s+)\w", lambda match: match.group().upper(), text)
+
+
+def serbian_in_latin(text: str) -> str:
+    """Of a text in Cyrillic letters.
+
+    Example:
+        >>> serbian_in_latin("Љубав је њежна.")
+        'Ljubav je nježna.'
+    """
+    return text.translate(_SERBIAN_LETTERS)
+
+
+def in_other_letters(row: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(language, text) of a row's sentences that are written in another alphabet too."""
+    if "ug" in row:
+        yield UYGHUR_CYRILLIC, uyghur_in_cyrillic(row["ug"])
+    if "sr" in row and (latin := serbian_in_latin(row["sr"])) != row["sr"]:
+        yield "sr", latin

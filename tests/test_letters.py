@@ -1,0 +1,44 @@
+"""`recipes/bloom-mini/letters.py`: sentences in a language's other alphabet."""
+
+import doctest
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
+import letters
+from letters import in_other_letters, serbian_in_latin, uyghur_in_cyrillic
+
+
+def test_examples():
+    assert doctest.testmod(letters).failed == 0
+
+
+@pytest.mark.parametrize(
+    ("arabic", "cyrillic"),
+    [
+        ("بىر ئەر گىتار چېلىۋاتىدۇ.", "Бир әр гитар челиватиду."),  # as people in Kazakhstan write it
+        ("بالىلار سەھنىدە ئۇسسۇل ئويناۋاتىدۇ.", "Балилар сәһнидә уссул ойнаватиду."),
+        ("ياخشى؟ ياق، ئەمەس.", "Яхши? Яқ, әмәс."),
+    ],
+)
+def test_uyghur_is_as_people_write_it(arabic, cyrillic):
+    assert uyghur_in_cyrillic(arabic) == cyrillic
+
+
+def test_serbian_digraphs_and_capitals():
+    assert serbian_in_latin("Његош, Џон и Ђура једу љуту папричицу.") == "Njegoš, Džon i Đura jedu ljutu papričicu."
+
+
+def test_all_letters_of_an_alphabet_have_one_in_the_other():
+    serbian = "абвгдђежзијклљмнњопрстћуфхцчџш"
+    assert not any("\u0400" <= letter <= "\u04ff" for letter in serbian_in_latin(serbian + serbian.upper()))
+    uyghur = "ابپتجچخدرزژسشغفقكگڭلمنھوۇۆۈۋېىيەئ"
+    assert not any("\u0600" <= letter <= "\u06ff" for letter in uyghur_in_cyrillic(uyghur))
+
+
+def test_a_row_gains_what_is_written_otherwise_and_nothing_else():
+    row = {"en": "Good.", "sr": "Добро.", "ug": "ياخشى.", "de": "Gut."}
+    assert [*in_other_letters(row)] == [(letters.UYGHUR_CYRILLIC, "Яхши."), ("sr", "Dobro.")]
+    assert [*in_other_letters({"sr": "Dobro."})] == []  # is in Latin letters already
