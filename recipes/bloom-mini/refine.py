@@ -13,7 +13,8 @@ c, t: cosines of two sentences; u, v, m: what the teacher says of them, and its 
 and near pairs to where the student's lie on average: the order is to change, not the scale, or pairs of two languages
 would no longer compare. A run is a sentence and three of its neighbours, two thirds of them the teacher's, one third
 those that the student takes for near. Software's messages are left out: Swedish and
-Marathi, of which there was little else, lost when it was drawn to an order of those. At the end layers go back a part of the way, token vectors stay.
+Marathi, of which there was little else, lost when drawn to an order of those. At the
+end layers go back a part of the way, token vectors stay.
 
     python refine.py work/bloom-mini/composed work/bloom-mini/refined
 """
