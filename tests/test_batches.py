@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import recipe_text
 import torch
 from transformers import AutoTokenizer
 
@@ -20,11 +19,6 @@ from targets import LEXICAL, SHARE, said_of
 from teach import words_of
 
 HIDDEN = 32
-
-
-@pytest.fixture(scope="module")
-def work_dir(tmp_path_factory):
-    return recipe_text.write(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import recipe_text
 import torch
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import refine
+from recipe_text import COUNT
 from student import config, save
 
 from lacos_st.bloom import LacosBloomModel
 
 HIDDEN = 32
-
-
-@pytest.fixture(scope="module")
-def work_dir(tmp_path_factory):
-    return recipe_text.write(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +45,7 @@ def test_nearest_are_those_of_a_whole_sort():
 def test_wanted_cosines_are_the_teachers_brought_to_the_students_scale(work_dir, text):
     language = text.languages(["es"], 200)["es"]
     at = np.arange(40)
-    said = np.load(work_dir / "second.npy")[language.rows].astype(
-        np.float64
-    )  # row i of the teacher is that of the text
+    said = np.load(work_dir / "second.npy")[language.rows].astype(np.float64)  # the teacher's row i is the text's
     before = language.before.double().numpy()
     common = said.mean(0) @ said.mean(0)
     own = (said[at] @ said[at].T - common) / (1 - common)
@@ -72,7 +65,7 @@ def test_the_scale_leaves_means_as_they_were(text):
 
 
 def test_words_and_unread_sentences_are_left_out(work_dir, text):
-    assert len(text.languages(["es"], 10_000)["es"].rows) == recipe_text.COUNT  # its single words are not among them
+    assert len(text.languages(["es"], 10_000)["es"].rows) == COUNT  # its single words are not among them
     with pytest.raises(SystemExit, match="0 sentences of 'tr'"):
         text.languages(["tr"], 100)
 

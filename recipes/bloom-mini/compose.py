@@ -30,6 +30,7 @@ import torch
 from collect import FAVOUR, SINGLE_WORDS, UNSPACED
 from corpus import rarities
 from kept import kept
+from letters import UYGHUR_CYRILLIC
 from retrofit import NEIGHBOURS, mean_of, whole_words
 from scipy.sparse import csr_matrix, diags
 from scipy.sparse.linalg import LinearOperator, cg
@@ -47,7 +48,7 @@ KNOWN = ["en", "es", "fr", "it", "pt", "ro"]  # languages that gain nothing or l
 RARE = 7.5  # nats of rarity, in each of them, from which a token moves
 WORDS = dict.fromkeys(("de", "nl", "pl"), 15_000)
 OTHERS = 12_000  # words of another language, at most
-LEFT_OUT = {*UNSPACED, *KNOWN, "ar"}  # translations of Arabic are found less often with its words than without
+LEFT_OUT = {*UNSPACED, *KNOWN, UYGHUR_CYRILLIC, "ar"}  # translations of Arabic are found more often without its words
 
 
 def words_of(work_dir: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], np.ndarray, np.ndarray]:

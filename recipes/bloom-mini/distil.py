@@ -30,7 +30,7 @@ import torch
 from batches import RUN, Batch, Batches
 from collect import FAVOUR
 from state import load_state, save_state
-from student import Rounding, StochasticDepth, config, grow, pool, quiet_, save, states
+from student import Rounding, StochasticDepth, adamw, config, grow, pool, quiet_, save, states
 from teach import token_embeddings
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -161,14 +161,7 @@ def main() -> None:
         model = LacosBloomModel.from_pretrained(start)
         model = grow(model, args.layers) if fresh else model
     model.to(device)
-    table = [model.word_embeddings.weight]
-    others = [p for name, p in model.named_parameters() if name != "word_embeddings.weight"]
-    optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": args.lr}, {"params": table, "lr": args.lr_table}],
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-        fused=True,
-    )
+    optimizer, others = adamw(model, args.lr, args.lr_table)
     peak = [group["lr"] for group in optimizer.param_groups]
     first = 0
     if state.exists():

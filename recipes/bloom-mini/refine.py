@@ -35,7 +35,7 @@ from collect import NOT_WRITTEN
 from corpus import tokenize
 from dev import encode
 from state import load_state, save_state
-from student import StochasticDepth, pool, save, states
+from student import StochasticDepth, adamw, pool, save, states
 from teach import done
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -211,14 +211,7 @@ def main() -> None:
     for name, language in languages.items():
         print(f"{name}: {len(language.rows):,} sentences, a {language.scale[0]:.2f}, b {language.scale[1]:.2f}")
 
-    table = [model.word_embeddings.weight]
-    others = [weight for name, weight in model.named_parameters() if name != "word_embeddings.weight"]
-    optimizer = torch.optim.AdamW(
-        [{"params": others, "lr": args.lr}, {"params": table, "lr": args.lr_table}],
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-        fused=True,
-    )
+    optimizer, others = adamw(model, args.lr, args.lr_table)
     peak = [group["lr"] for group in optimizer.param_groups]
     state = args.output / "state.safetensors"
     step = load_state(state, model, optimizer) if state.exists() else 0

@@ -39,7 +39,7 @@ The last two dimensions of a state are silent: the model keeps there what a toke
 Trained by `recipes/bloom-mini/`: token vectors first, then layers, distilled from two teachers.
 all-MiniLM-L6-v2 (Apache-2.0) reads English: a sentence and its translations are drawn to its embedding of the English.
 multilingual-e5-small (MIT) reads sentences and words of every language as they are; at the end words, of one token or
-several, are drawn to those of which it says the same.
+several, are drawn to those of which it says the same, and near sentences are put in the order that it gives them.
 Both were trained by their authors, under the terms that their model cards give.
 
 Not a language model to generate with; sentences above 48 tokens were not seen in training; languages with few training
@@ -63,7 +63,7 @@ Sentences per language: {counts}.
 def card(config: BloomConfig, width: int, sketch: LexicalSketch, parameters: int, report: dict) -> str:
     sources = report["sources"]
     return CARD.format(
-        languages=", ".join(sorted(lang for lang, _ in report["sentences"])),
+        languages=", ".join(sorted({lang.split("-")[0] for lang, _ in report["sentences"]})),
         layers=config.n_layer,
         hidden=config.hidden_size,
         heads=config.n_head,

@@ -140,6 +140,13 @@ def quiet_(model: BloomModel, vectors: Tensor, weight: Tensor) -> None:
         model.ln_f.weight[-2:] = 0
 
 
+def adamw(model: BloomModel, lr: float, lr_table: float) -> tuple[torch.optim.AdamW, list[nn.Parameter]]:
+    """The optimiser, the table at a rate of its own, and all other weights, whose gradients are clipped."""
+    others = [weight for name, weight in model.named_parameters() if name != "word_embeddings.weight"]
+    groups = [{"params": others, "lr": lr}, {"params": [model.word_embeddings.weight], "lr": lr_table}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, fused=True), others
+
+
 class Rounding:
     """The table's rows as 4 bits will have them (`lacos_st/packed_table.py`), for layers to get used to.
 
