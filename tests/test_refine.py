@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import refine
@@ -29,8 +28,7 @@ def start(work_dir, tmp_path_factory):
 
 @pytest.fixture
 def text(work_dir, start):
-    tokenizer = AutoTokenizer.from_pretrained(start)
-    return refine.Text(work_dir, LacosBloomModel.from_pretrained(start).eval(), tokenizer)
+    return refine.Text(work_dir, LacosBloomModel.from_pretrained(start).eval())
 
 
 def test_nearest_are_those_of_a_whole_sort():
@@ -77,7 +75,8 @@ def test_held_are_english_or_what_is_not_taught(text):
 
 def test_a_run_is_a_sentence_and_its_neighbours():
     near = np.arange(100)[:, None] + np.arange(1, 16)
-    runs = refine.draw(near, 50, np.random.default_rng(0)).reshape(50, refine.RUN)
+    reach = np.cumsum(np.full(100, 0.01))
+    runs = refine.draw(reach, near, 50, np.random.default_rng(0)).reshape(50, refine.RUN)
     assert ((runs[:, 1:] > runs[:, :1]) & (runs[:, 1:] <= runs[:, :1] + 15)).all()
     assert all(len({*run}) == refine.RUN for run in runs)
 

@@ -33,18 +33,16 @@ import torch
 from batches import RUN
 from collect import NOT_WRITTEN
 from corpus import tokenize
-from dev import encode
 from state import load_state, save_state
 from student import StochasticDepth, adamw, pool, save, states
 from teach import done
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lacos_st.bloom import LacosBloomModel
 
 FIRST = ["es", "fr", "pt"]  # one of them in every step, in 40 runs
-THEN = ["fa", "id", "ru", "tr"]  # and one of these, in 32
+THEN = ["ar", "de", "fa", "hi", "id", "it", "ja", "ko", "ru", "sv", "tr", "zh"]  # and one of these, in 32
 RUNS = 40, 32
 HELD = 112, 48  # sentences of other languages, and of English
 POOL = 70_000, 40_000  # from so many
@@ -52,7 +50,7 @@ BY_TEACHER, BY_STUDENT = 10, 5  # neighbours
 NEAR, FAR, ENGLISH, BEFORE = 50.0, 5.0, 0.5, 2.0
 TAUGHT = 0.75
 KEEP = 0.8  # share of the steps in which a layer's attention is there
-LONGEST = 160  # characters
+CHARACTERS = 160  # of a taught sentence at most
 
 
 class Language(NamedTuple):
@@ -63,6 +61,7 @@ class Language(NamedTuple):
     before: Tensor  # (sentences, hidden) by the student
     english: Tensor  # (sentences, hidden) by the student, of their English; of themselves where none is known
     near: np.ndarray  # (sentences, neighbours)
+    reach: np.ndarray  # (sentences,) ascending to 1: a source is drawn in proportion to the root of its sentences
     common: float  # m . m
     scale: tuple[float, float]  # a, b
 
@@ -86,17 +85,17 @@ def nearest(vectors: Tensor, count: int) -> np.ndarray:
     for start in range(0, len(vectors), 2048):
         cosines = vectors[start : start + 2048] @ vectors.T
         cosines.diagonal(start).fill_(-2)
-        found.append(cosines.topk(count).indices)
+        found.append(cosines.topk(count).indices.cpu())
     return torch.cat(found).numpy()
 
 
-def scale_of(said: np.ndarray, common: float, before: np.ndarray, near: np.ndarray) -> tuple[float, float]:
+def scale_of(said: Tensor, common: float, before: Tensor, near: np.ndarray) -> tuple[float, float]:
     """The a and b by which the teacher's random and near pairs have the student's mean cosines."""
     random = np.random.default_rng(0)
     first, other = random.integers(0, len(said), (2, 20_000))
     close = near[first, random.integers(0, near.shape[1], len(first))]
 
-    def of(vectors: np.ndarray, second: np.ndarray) -> float:
+    def of(vectors: Tensor, second: np.ndarray) -> float:
         return float((vectors[first] * vectors[second]).sum(1).mean())
 
     teacher = [(of(said, second) - common) / (1 - common) for second in (other, close)]
@@ -108,23 +107,27 @@ def scale_of(said: np.ndarray, common: float, before: np.ndarray, near: np.ndarr
 class Text:
     """The training text, and what the student says of it before this stage."""
 
-    def __init__(self, work_dir: Path, model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, work_dir: Path, model: LacosBloomModel) -> None:
         table = pq.read_table(work_dir / "texts.parquet")
-        self.ids, self.offsets = tokenize(work_dir)
+        ids, self.offsets = tokenize(work_dir)
+        self.ids = torch.from_numpy(ids.astype(np.int32)).to(model.device)
         self.lang, self.source = (table[name].to_numpy().astype(str) for name in ("lang", "source"))
         self.english, self.text = table["english"].to_numpy(), table["text"].combine_chunks()
-        self.model, self.tokenizer, self.work_dir = model, tokenizer, work_dir
+        self.model, self.work_dir = model, work_dir
 
-    def said_before(self, rows: np.ndarray) -> np.ndarray:
+    @torch.no_grad()
+    def said_before(self, rows: np.ndarray) -> Tensor:
         """(rows, hidden), unit length."""
-        return encode(self.model, self.tokenizer, self.text.take(pa.array(rows)).to_pylist())
+        order = np.argsort(self.offsets[rows + 1] - self.offsets[rows], kind="stable")
+        said = [embeddings(self.model, *self.flat(part)) for part in np.array_split(rows[order], len(rows) // 2048 + 1)]
+        return torch.cat(said)[np.argsort(order)]
 
     def languages(self, names: list[str], most: int) -> dict[str, Language]:
         """What is known of each; at most so many of its sentences."""
         read = np.load(self.work_dir / "second-rows.npy")[: done(self.work_dir / "second.json")]
         table = np.load(self.work_dir / "second.npy", mmap_mode="r")
         lengths = np.array([len(text) for text in self.text.take(pa.array(read)).to_pylist()])
-        useful = (lengths <= LONGEST) & ~np.isin(self.source[read], [*NOT_WRITTEN, "catalogues"])
+        useful = (lengths <= CHARACTERS) & ~np.isin(self.source[read], [*NOT_WRITTEN, "catalogues"])
         found = {}
         for name in names:
             at = np.flatnonzero(useful & (self.lang[read] == name))[:most]
@@ -132,17 +135,15 @@ class Text:
                 raise SystemExit(
                     f"The second teacher has read {len(at)} sentences of {name!r}: run teach.py second on."
                 )
-            rows, said = read[at], table[at].astype(np.float32)
+            rows, said = read[at], torch.from_numpy(table[at]).to(self.ids.device).float()
             before = self.said_before(rows)
-            english, known = before.copy(), self.english[rows] >= 0
-            if known.any():
-                english[known] = self.said_before(self.english[rows[known]])
-            mean = said.mean(0)
-            vectors = torch.from_numpy(said), torch.from_numpy(before)
-            near = np.hstack([nearest(*pair) for pair in zip(vectors, (BY_TEACHER, BY_STUDENT), strict=True)])
-            common = float(mean @ mean)
+            english = self.said_before(np.where(self.english[rows] >= 0, self.english[rows], rows))
+            near = np.hstack([nearest(said, BY_TEACHER), nearest(before, BY_STUDENT)])
+            common = float(said.mean(0).square().sum())
             scale = scale_of(said, common, before, near)
-            found[name] = Language(rows, *vectors, torch.from_numpy(english), near, common, scale)
+            _, code, counts = np.unique(self.source[rows], return_inverse=True, return_counts=True)
+            reach = np.cumsum(counts[code] ** -0.5)
+            found[name] = Language(rows, said, before, english, near, reach / reach[-1], common, scale)
         return found
 
     def held(self, names: list[str], english: bool, most: int) -> Held:
@@ -152,17 +153,26 @@ class Text:
         weight = chance * counts[code] ** -0.6
         most = min(most, int(chance.sum()))
         rows = np.random.default_rng(0).choice(len(weight), most, replace=False, p=weight / weight.sum())
-        return Held(rows, torch.from_numpy(self.said_before(rows)))
+        return Held(rows, self.said_before(rows))
 
     def flat(self, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         """Tokens end to end, and bounds."""
-        pieces = [self.ids[self.offsets[row] : self.offsets[row + 1]].astype(np.int64) for row in rows]
-        return torch.from_numpy(np.concatenate(pieces)), torch.tensor(np.cumsum([0, *map(len, pieces)]))
+        first, lengths = self.offsets[rows], self.offsets[rows + 1] - self.offsets[rows]
+        bounds = np.cumsum([0, *lengths])
+        at = np.arange(bounds[-1]) + np.repeat(first - bounds[:-1], lengths)
+        return self.ids[torch.from_numpy(at).to(self.ids.device)].long(), torch.from_numpy(bounds).to(self.ids.device)
 
 
-def draw(near: np.ndarray, runs: int, random: np.random.Generator) -> np.ndarray:
+def embeddings(model: LacosBloomModel, ids: Tensor, bounds: Tensor) -> Tensor:
+    """(tokens,) ids of sentences end to end -> (sentences, hidden), unit length."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.device.type == "cuda"):
+        said = states(model, ids, bounds)
+    return normalize(pool(said, bounds), dim=-1)
+
+
+def draw(reach: np.ndarray, near: np.ndarray, runs: int, random: np.random.Generator) -> np.ndarray:
     """(runs * RUN,) sentences: one, and some of its neighbours."""
-    first = random.integers(0, len(near), runs)
+    first = np.searchsorted(reach, random.random(runs), side="right")
     columns = np.argsort(random.random((runs, near.shape[1])), 1)[:, : RUN - 1]
     return np.concatenate([first[:, None], np.take_along_axis(near[first], columns, 1)], 1).ravel()
 
@@ -199,15 +209,18 @@ def main() -> None:
     parser.add_argument("--cooldown", type=float, default=0.6, help="share of the steps with falling learning rate")
     parser.add_argument("--share", type=float, default=0.8, help="of the layers after, in their mean with those before")
     parser.add_argument("--most", type=int, default=30_000, help="sentences of a language")
+    parser.add_argument("--times", type=int, default=1, help="so many times as many sentences in a step, and held")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--save-every", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    before = LacosBloomModel.from_pretrained(args.model).eval()
-    model = LacosBloomModel.from_pretrained(args.model)
-    text = Text(args.work_dir, before, AutoTokenizer.from_pretrained(args.model))
+    before = LacosBloomModel.from_pretrained(args.model).eval().to(args.device)
+    model = LacosBloomModel.from_pretrained(args.model).to(args.device)
+    text = Text(args.work_dir, before)
     languages = text.languages([*FIRST, *THEN], args.most)
-    held = [text.held([*languages], english, most) for english, most in zip((False, True), POOL, strict=True)]
+    runs, sizes, pools = (args.times * np.array(counts) for counts in (RUNS, HELD, POOL))
+    held = [text.held([*languages], english, most) for english, most in zip((False, True), pools, strict=True)]
     for name, language in languages.items():
         print(f"{name}: {len(language.rows):,} sentences, a {language.scale[0]:.2f}, b {language.scale[1]:.2f}")
 
@@ -217,19 +230,20 @@ def main() -> None:
     step = load_state(state, model, optimizer) if state.exists() else 0
     depth = StochasticDepth(model, KEEP)
     model.train()
-    began, sums = time.monotonic(), torch.zeros(4)
+    began, sums = time.monotonic(), torch.zeros(4, device=args.device)
+    weights = torch.tensor([NEAR, FAR, ENGLISH, BEFORE], device=args.device)
     while step < args.steps:
         factor = min(1.0, (step + 1) / 50, (args.steps - step) / max(1, args.cooldown * args.steps))
         for group, lr in zip(optimizer.param_groups, peak, strict=True):
             group["lr"] = lr * factor
         random = np.random.default_rng([args.seed, step])
         chosen = [languages[names[step % len(names)]] for names in (FIRST, THEN)]
-        drawn = [draw(language.near, runs, random) for language, runs in zip(chosen, RUNS, strict=True)]
-        kept = [random.integers(0, len(part.rows), count) for part, count in zip(held, HELD, strict=True)]
+        drawn = [draw(each.reach, each.near, count, random) for each, count in zip(chosen, runs, strict=True)]
+        kept = [random.integers(0, len(part.rows), count) for part, count in zip(held, sizes, strict=True)]
         rows = [part.rows[at] for part, at in zip([*chosen, *held], [*drawn, *kept], strict=True)]
         ids, bounds = text.flat(np.concatenate(rows))
         depth.draw(np.random.default_rng([args.seed, step, 1]))  # not the dice of the batch
-        found = normalize(pool(states(model, ids, bounds), bounds), dim=-1).split([*map(len, rows)])
+        found = embeddings(model, ids, bounds).split([*map(len, rows)])
         parts = [taught_loss(*each) for each in zip(found, chosen, drawn, strict=False)]
         near, far, english = (
             sum(share / sum(RUNS) * loss for share, loss in zip(RUNS, losses, strict=True))
@@ -240,7 +254,7 @@ def main() -> None:
         )
         losses = torch.stack([near, far, english, still])
         optimizer.zero_grad(set_to_none=True)
-        (losses * torch.tensor([NEAR, FAR, ENGLISH, BEFORE])).sum().backward()
+        (losses * weights).sum().backward()
         torch.nn.utils.clip_grad_norm_(others, 1.0)
         optimizer.step()
         step, sums = step + 1, sums + losses.detach()
@@ -248,7 +262,7 @@ def main() -> None:
             spent = (time.monotonic() - began) / 100
             shown = " ".join(f"{loss / 100:.4f}" for loss in sums.tolist())
             print(f"{step} near, far, English, before: {shown} {spent:.2f} s a step", flush=True)
-            began, sums = time.monotonic(), torch.zeros(4)
+            began, sums = time.monotonic(), torch.zeros_like(sums)
         if step % args.save_every == 0 or step == args.steps:
             args.output.mkdir(parents=True, exist_ok=True)
             save_state(state, model, optimizer, step)
