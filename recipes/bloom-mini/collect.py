@@ -33,7 +33,7 @@ from catalogues import CLDR, annotation_rows, catalogue_rows
 from catalogues import LICENCE as CATALOGUES
 from letters import UYGHUR_CYRILLIC, in_other_letters
 from translate import LICENCE as TRANSLATED
-from translate import translations
+from translate import OF_ENGLISH, OF_SPANISH, translations
 
 Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
 
@@ -257,7 +257,13 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, help="folder of local files; default: the Hub")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
-    parser.add_argument("--apertium", type=int, default=0, metavar="N", help="N English sentences, translated by rules")
+    parser.add_argument(
+        "--apertium",
+        type=int,
+        default=0,
+        metavar="N",
+        help="N English sentences, and Spanish ones, translated by rules",
+    )
     parser.add_argument("--catalogues", type=Path, help="folder of gettext catalogues, for example /usr/share/locale")
     parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
     parser.add_argument("--annotations", type=Path, help="folder of the npm package cldr-annotations-full")
@@ -286,9 +292,16 @@ def main() -> None:
         return len(texts) - 1
 
     def translated() -> Iterator[tuple[str, str, Row]]:
-        english_texts = [t for t, lang, kind in texts if lang == "en" and 15 <= len(t) <= 160]
-        for text, row in translations(random.Random(1).sample(english_texts, min(len(english_texts), args.apertium))):
+        def some(lang: str) -> list[str]:
+            found = [text for text, its, _ in texts if its == lang and 15 <= len(text) <= 160]
+            return random.Random(1).sample(found, min(len(found), args.apertium))
+
+        spanish = some("es")  # before there is any that rules have made
+        for text, row in translations(some("en"), OF_ENGLISH):
             yield "apertium", TRANSLATED, {"en": text, **row}
+        for text, row in translations(spanish, OF_SPANISH):
+            meant = english[index["es", text]]
+            yield "apertium-es", TRANSLATED, row if meant < 0 else {"en": texts[meant][0], **row}
 
     noncommercial = not args.commercial_only
     rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]

@@ -21,7 +21,7 @@ import numpy as np
 from collect import ISO, jsonl, norm, read_lines, sts_sentences
 from sample import COLUMNS, shippable, write
 from sklearn.feature_extraction.text import TfidfVectorizer
-from translate import ROUTES, translations
+from translate import OF_ENGLISH, translations
 
 from lacos_st.embedded import ASSETS
 
@@ -57,13 +57,15 @@ def across(data_dir: Path, forbidden: set[str], longest: int, choose: random.Ran
 
 
 def within(triplets: list[Triplet], count: int, choose: random.Random) -> list[Triplet]:
-    """`count` English triplets in each language of `ROUTES`, other ones in each."""
-    chosen = choose.sample(triplets, count * len(ROUTES))
+    """`count` English triplets in each language of `OF_ENGLISH`, other ones in each."""
+    chosen = choose.sample(triplets, count * len(OF_ENGLISH))
     found = []
-    for position, lang in enumerate(ROUTES):
+    for position, lang in enumerate(OF_ENGLISH):
         part = chosen[position * count : (position + 1) * count]
         sentences = list(dict.fromkeys(text for triplet in part for text in triplet.values()))
-        into = {text: " ".join(row.get(lang, "").split()) for text, row in translations(sentences, [lang])}
+        into = {
+            text: " ".join(row.get(lang, "").split()) for text, row in translations(sentences, {lang: OF_ENGLISH[lang]})
+        }
         rows = [{column: into[triplet[column]] for column in COLUMNS} for triplet in part]
         found += [row for row in rows if all(row.values()) and len({norm(text) for text in row.values()}) == 3]
     return found

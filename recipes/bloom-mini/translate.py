@@ -1,10 +1,11 @@
-"""English sentences in Spanish, French, Portuguese and Italian, by Apertium's rules.
+"""English sentences in Spanish, French, Portuguese and Italian, Spanish ones in Portuguese, by Apertium's rules.
 
 Few sentences have a human translation, and most forms of a verb are in none. Apertium (apertium.org; GPL; Debian
 packages `apertium-eng-spa`, `apertium-eng-cat`, `apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`,
 `apertium-cat-ita`) knows the forms, runs offline and translates some hundred sentences a second. It errs in grammar and
 word senses, which a mean of token vectors forgives. Catalan, the pair best looked after, is the way to French,
-Portuguese and Italian.
+Portuguese and Italian. Of Spanish it makes better Portuguese than of English: five hundred sentences a second on two
+cores.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-LICENCE = "the licence of the English sentence"
-ROUTES = {
+LICENCE = "the licence of the sentence translated"
+Routes = dict[str, tuple[str, ...]]  # language -> pairs on the way
+OF_ENGLISH: Routes = {
     "es": ("eng-spa",),
     "fr": ("eng-cat", "cat-fra"),
     "pt": ("eng-cat", "cat-por_BR"),
     "it": ("eng-cat", "cat-ita"),
 }
+OF_SPANISH: Routes = {"pt": ("spa-cat", "cat-por_BR")}
 CHUNK = 2000
 MARKS = re.compile(r"(?<=\w)#|[@*](?=\w)")  # a form that could not be made, a word that is not known
 
@@ -45,15 +48,12 @@ def run(mode: str, sentences: tuple[str, ...]) -> list[str]:
     return done + run(mode, rest[:half]) + run(mode, rest[half:])
 
 
-def translations(
-    sentences: list[str], languages: Iterable[str] = tuple(ROUTES)
-) -> Iterator[tuple[str, dict[str, str]]]:
-    """(sentence, its translation in each language) in order.
+def translations(sentences: list[str], routes: Routes) -> Iterator[tuple[str, dict[str, str]]]:
+    """(sentence, its translation in each language of `routes`) in order.
 
     Raises:
         SystemExit: Apertium or one of its pairs is not installed.
     """
-    routes = {lang: ROUTES[lang] for lang in languages}
     installed = ""
     if shutil.which("apertium"):
         installed = subprocess.run(["apertium", "-l"], capture_output=True, text=True, check=True).stdout
