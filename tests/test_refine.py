@@ -105,17 +105,18 @@ def test_held_are_english_or_what_is_not_first(text):
     assert set(text.lang[text.held(False, 10_000).rows]) == {"de"}
 
 
-def test_a_run_is_a_sentence_and_its_neighbours(text):
+def test_a_run_is_a_sentence_and_its_neighbours():
     near = np.arange(100)[:, None] + np.arange(1, 16)
-    language = text.others()[0]._replace(near=near, reach=np.cumsum(np.full(100, 0.01)))
-    runs = refine.draw(language, 50, np.random.default_rng(0)).reshape(50, refine.RUN)
+    random = np.random.default_rng(0)
+    first = refine.draw(np.arange(1, 101), 50, random)
+    runs = refine.runs_of(first, near[first], random).reshape(50, refine.RUN)
+    assert (runs[:, 0] == first).all()
     assert ((runs[:, 1:] > runs[:, :1]) & (runs[:, 1:] <= runs[:, :1] + 15)).all()
     assert all(len({*run}) == refine.RUN for run in runs)
 
 
-def test_a_source_is_drawn_by_the_root_of_its_sentences(text):
-    text.source = np.array(["one"] * 90 + ["other"] * 10)
-    share = np.diff(text._reach(np.arange(100)), prepend=0)
+def test_a_source_is_drawn_by_the_root_of_its_sentences():
+    share = np.diff(refine.reach_of(np.array(["one"] * 90 + ["other"] * 10)), prepend=0)
     assert np.isclose(share[:90].sum() / share[90:].sum(), 3)
 
 

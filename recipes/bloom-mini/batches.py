@@ -57,6 +57,23 @@ class Batch(NamedTuple):
     places: Tensor  # (English tokens,) the row of `words` of each, or -1
 
 
+def reach_of(source: np.ndarray) -> np.ndarray:
+    """(sentences,) ascending: a source is drawn in proportion to the root of its sentences, each of these alike."""
+    _, code, counts = np.unique(source, return_inverse=True, return_counts=True)
+    return np.cumsum(counts[code] ** -0.5)
+
+
+def draw(reach: np.ndarray, count: int, random: np.random.Generator) -> np.ndarray:
+    """(count,) places in `reach`."""
+    return np.searchsorted(reach, random.random(count) * reach[-1], side="right")
+
+
+def runs_of(first: np.ndarray, near: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """(sentences * RUN,) each of `first` and some of its own row of `near`."""
+    columns = np.argsort(random.random(near.shape), 1)[:, : RUN - 1]
+    return np.concatenate([first[:, None], np.take_along_axis(near, columns, 1)], 1).ravel()
+
+
 class Batches:
     """Draws batches: `english` of each from English, the rest from other languages.
 
@@ -111,7 +128,7 @@ class Batches:
         groups = np.where(single, SINGLES, langs)[usable]
         pools = {str(lang): usable[groups == lang] for lang in np.unique(groups)}
         self.pools = {lang: pool for lang, pool in pools.items() if len(pool) >= 500}
-        self.reach = {lang: np.cumsum(np.bincount(kind[pool])[kind[pool]] ** -0.5) for lang, pool in self.pools.items()}
+        self.reach = {lang: reach_of(kind[pool]) for lang, pool in self.pools.items()}
         self.near = kept(work_dir / f"neighbours-{len(usable)}.npz", self._neighbours)["rows"]
         size = {
             lang: len(pool) ** POWER * DRAWN.get(lang, 0.5)
@@ -201,11 +218,8 @@ class Batches:
         for lang, share in drawn.items():
             n = round(size * share / RUN)
             if n:
-                reach = self.reach[lang]
-                first = self.pools[lang][np.searchsorted(reach, random.random(n) * reach[-1], side="right")]
-                columns = np.argsort(random.random((n, NEIGHBOURS)), 1)[:, : RUN - 1]
-                near = np.take_along_axis(self.near[first], columns, 1)
-                rows.append(np.concatenate([first[:, None], near], 1).ravel())
+                first = self.pools[lang][draw(self.reach[lang], n, random)]
+                rows.append(runs_of(first, self.near[first], random))
             sizes.append(n * RUN)
         return np.concatenate(rows).astype(np.int64), sizes
 

@@ -30,7 +30,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from batches import RUN
+from batches import RUN, draw, reach_of, runs_of
 from collect import NOT_WRITTEN
 from corpus import tokenize
 from state import load_state, save_state
@@ -61,7 +61,7 @@ class Language(NamedTuple):
     before: Tensor  # (sentences, hidden of all students), unit length: cosines are their mean
     place: Tensor  # (sentences, hidden) where each belongs
     near: np.ndarray  # (sentences, neighbours)
-    reach: np.ndarray  # (sentences,) ascending to 1: a source is drawn in proportion to the root of its sentences
+    reach: np.ndarray  # (sentences,) see `batches.py`
     said: Tensor | None = None  # (sentences, 384) by the teacher, unit length, in the first languages
     common: float = 0.0  # m . m
     scale: tuple[float, float] = (0.0, 0.0)  # a, d
@@ -143,11 +143,6 @@ class Text:
         said = [torch.cat([embeddings(student, *part) for part in parts])[back] for student in self.students]
         return torch.cat(said, 1) / len(said) ** 0.5, normalize(torch.stack(said).sum(0), dim=-1)
 
-    def _reach(self, rows: np.ndarray) -> np.ndarray:
-        _, code, counts = np.unique(self.source[rows], return_inverse=True, return_counts=True)
-        reach = np.cumsum(counts[code] ** -0.5)
-        return reach / reach[-1]
-
     def first(self, most: int) -> list[Language]:
         """Languages in the teacher's order, at most so many sentences of each."""
         read = np.load(self.work_dir / "second-rows.npy")[: done(self.work_dir / "second.json")]
@@ -166,7 +161,7 @@ class Text:
             near = np.hstack([nearest(said, BY_TEACHER), nearest(before, BY_STUDENTS)])
             common = float(said.mean(0).square().sum())
             scale = scale_of(said, common, before, near)
-            found.append(Language(rows, before, place, near, self._reach(rows), said, common, scale))
+            found.append(Language(rows, before, place, near, reach_of(self.source[rows]), said, common, scale))
         return found
 
     def others(self) -> list[Language]:
@@ -181,7 +176,7 @@ class Text:
             rows = np.concatenate([rows[~software], rows[software]])[: MOST_OF_OTHERS * (3 if name == "en" else 1)]
             before, place = self.before(rows)
             near = nearest(before, BY_TEACHER + BY_STUDENTS)
-            found += [Language(rows, before, place, near, self._reach(rows))] * (2 if name == "en" else 1)
+            found += [Language(rows, before, place, near, reach_of(self.source[rows]))] * (2 if name == "en" else 1)
         return found
 
     def held(self, english: bool, most: int) -> Held:
@@ -192,13 +187,6 @@ class Text:
         most = min(most, int(chance.sum()))
         rows = np.random.default_rng(0).choice(len(weight), most, replace=False, p=weight / weight.sum())
         return Held(rows, *self.before(rows))
-
-
-def draw(language: Language, runs: int, random: np.random.Generator) -> np.ndarray:
-    """(runs * RUN,) sentences: one, and some of its neighbours."""
-    first = np.searchsorted(language.reach, random.random(runs), side="right")
-    columns = np.argsort(random.random((runs, language.near.shape[1])), 1)[:, : RUN - 1]
-    return np.concatenate([first[:, None], np.take_along_axis(language.near[first], columns, 1)], 1).ravel()
 
 
 def order_loss(found: Tensor, language: Language, at: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
@@ -256,7 +244,8 @@ def main() -> None:
             group["lr"] = lr * factor
         random = np.random.default_rng([args.seed, step])
         chosen = [first[step % len(first)], others[random.integers(len(others))]]
-        drawn = [draw(language, count, random) for language, count in zip(chosen, runs, strict=True)]
+        begun = [draw(language.reach, count, random) for language, count in zip(chosen, runs, strict=True)]
+        drawn = [runs_of(at, language.near[at], random) for language, at in zip(chosen, begun, strict=True)]
         kept = [random.integers(0, len(part.rows), count) for part, count in zip(held, sizes, strict=True)]
         rows = [part.rows[at] for part, at in zip([*chosen, *held], [*drawn, *kept], strict=True)]
         ids, bounds = text.flat(np.concatenate(rows))
