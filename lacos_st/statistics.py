@@ -71,18 +71,25 @@ def lexical_similarity(first: Sequence[str], second: Sequence[str]) -> np.ndarra
     return np.concatenate(parts)
 
 
-def spearman(gold: np.ndarray, scores: np.ndarray) -> float:
+def spearman(gold: np.ndarray, scores: np.ndarray, weights: np.ndarray | None = None) -> float:
     """Spearman's rho with midranks for ties, times 100; nan if either side is constant.
+
+    Args:
+        gold: (n,) annotated similarities.
+        scores: (n,) a model's similarities.
+        weights: (n,) how much each pair counts. Default: all alike.
 
     Example:
         >>> spearman(np.array([0.0, 1.0, 5.0]), np.array([0.1, 0.3, 0.9]))
         100.0
     """
-    ones = np.ones((1, len(gold)), dtype=np.int64)
-    return round(100 * float(_weighted_spearman(_Order(gold), _Order(scores), ones)[0]), 10)
+    counts = np.ones(len(gold), dtype=np.int64) if weights is None else weights
+    return round(100 * float(_weighted_spearman(_Order(gold), _Order(scores), counts[None])[0]), 10)
 
 
-def bootstrap(gold: np.ndarray, scores: np.ndarray, name: str, resamples: int = RESAMPLES) -> np.ndarray:
+def bootstrap(
+    gold: np.ndarray, scores: np.ndarray, name: str, resamples: int = RESAMPLES, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Draw Spearman correlations of resampled pairs.
 
     Args:
@@ -91,6 +98,7 @@ def bootstrap(gold: np.ndarray, scores: np.ndarray, name: str, resamples: int = 
         name: The set's name; it seeds the drawing, so that every model is judged on the same resamples and
             different sets on independent ones.
         resamples: How many; lowered so that resamples x n stays below 2e8.
+        weights: (n,) how much each pair counts. Default: all alike.
 
     Returns:
         (resamples,) correlations times 100.
@@ -106,7 +114,7 @@ def bootstrap(gold: np.ndarray, scores: np.ndarray, name: str, resamples: int = 
         draws = generator.integers(0, size, (many, size), dtype=np.int32)
         draws += np.arange(many, dtype=np.int32)[:, None] * size
         counts = np.bincount(draws.ravel(), minlength=many * size).reshape(many, size)
-        samples[start : start + many] = _weighted_spearman(left, right, counts)
+        samples[start : start + many] = _weighted_spearman(left, right, counts if weights is None else counts * weights)
     return 100 * samples
 
 
@@ -120,11 +128,11 @@ class _Order:
         self.starts = np.searchsorted(group[self.sorted], np.arange(group.max() + 1))
 
     def centred_ranks(self, counts: np.ndarray) -> np.ndarray:
-        """(rounds, n) midranks under integer weights, less their mean (total + 1) / 2."""
+        """(rounds, n) midranks under the weights, less their mean."""
         weight = np.add.reduceat(counts[:, self.sorted], self.starts, axis=1)
         below = np.cumsum(weight, axis=1) - weight
         total = counts.sum(axis=1, keepdims=True)
-        ranks = below + (weight + 1) / 2 - (total + 1) / 2
+        ranks = below + weight / 2 - total / 2
         return ranks[:, self.group]
 
 

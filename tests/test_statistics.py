@@ -36,6 +36,26 @@ def test_a_resample_is_what_spearman_of_the_drawn_pairs_would_be(pair, seed):
         assert ours == pytest.approx(spearmanr(gold[drawn], scores[drawn])[0], abs=1e-12)
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_a_pair_of_weight_three_counts_as_three_pairs(seed):
+    random = np.random.default_rng(seed)
+    gold, scores = random.integers(0, 6, (2, 40)).astype(float)  # with ties
+    times = random.integers(1, 4, 40)
+    expected = spearmanr(np.repeat(gold, times), np.repeat(scores, times)).statistic * 100
+    assert spearman(gold, scores, times / times.sum()) == pytest.approx(expected, abs=1e-9)
+
+
+def test_pairs_without_weight_are_as_if_they_were_not_there():
+    random = np.random.default_rng(0)
+    gold = random.random(900)
+    scores, weights = gold + random.normal(size=900), np.repeat([1.0, 0.0], [600, 300])
+    assert spearman(gold, scores, weights) == pytest.approx(spearman(gold[:600], scores[:600]), abs=1e-9)
+    all_alike, some = bootstrap(gold, scores, "set"), bootstrap(gold, scores, "set", weights=weights)
+    assert np.allclose(bootstrap(gold, scores, "set", weights=np.full(900, 0.1)), all_alike, atol=1e-9)
+    assert some.std() == pytest.approx(bootstrap(gold[:600], scores[:600], "set").std(), rel=0.1)
+
+
 def test_intervals_cover_the_truth_as_often_as_they_say():
     """200 samples of 100 pairs from a normal with known rank correlation: 95 % intervals, 88 to 100 % observed."""
     rng, rho = np.random.default_rng(0), 0.7

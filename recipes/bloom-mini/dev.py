@@ -28,6 +28,7 @@ from lacos_st import LacosSentenceTransformer
 from lacos_st.bloom import LacosBloomModel
 
 Pairs = tuple[list[str], list[str], list[float]]  # left, right, gold scores
+Encoder = Callable[[list[str]], np.ndarray]  # of unit vectors
 GENRES = {"captions": (0, 625), "forums": (625, 1000), "news": (1000, 1500)}  # rows of STS-B's development split
 
 
@@ -77,16 +78,21 @@ def encode(model: LacosBloomModel, tokenizer: PreTrainedTokenizerBase, texts: li
     return out
 
 
-def evaluate(encoder: Callable[[list[str]], np.ndarray], sets: dict[str, Pairs]) -> dict[str, float]:
-    """Spearman x 100 by set; `encoder` gives unit vectors."""
+def cosines(encoder: Encoder, sets: dict[str, Pairs]) -> dict[str, np.ndarray]:
+    """(pairs,) by set."""
     texts = sorted({t for left, right, _ in sets.values() for t in left + right})
     table = encoder(texts)
     row = {text: i for i, text in enumerate(texts)}
-    scores = {}
-    for name, (left, right, gold) in sets.items():
-        cosine = (table[[row[t] for t in left]] * table[[row[t] for t in right]]).sum(1)
-        scores[name] = round(float(spearmanr(cosine, gold).statistic) * 100, 2)
-    return scores
+    return {
+        name: (table[[row[t] for t in left]] * table[[row[t] for t in right]]).sum(1)
+        for name, (left, right, _) in sets.items()
+    }
+
+
+def evaluate(encoder: Encoder, sets: dict[str, Pairs]) -> dict[str, float]:
+    """Spearman x 100 by set."""
+    found = cosines(encoder, sets)
+    return {name: round(float(spearmanr(found[name], sets[name][2]).statistic) * 100, 2) for name in sets}
 
 
 def means(scores: dict[str, float]) -> dict[str, float]:
@@ -99,19 +105,23 @@ def means(scores: dict[str, float]) -> dict[str, float]:
     return {name: round(float(np.mean(values)), 2) for name, values in found.items() if values}
 
 
+def load(name: str) -> Encoder:
+    """A stage's checkpoint in full precision, or a saved or embedded model as it is."""
+    options = {}
+    if Path(name, "config.json").is_file() and not Path(name, "lacos.json").is_file():
+        options = {"pooling": "mean", "transformer_options": {"quantization": "none"}}  # a stage's checkpoint
+    model = LacosSentenceTransformer(name, **options)
+    return partial(model.encode, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="directory, or an embedded name")
     parser.add_argument("--data-dir", type=Path, required=True, help="folder with sts/")
     parser.add_argument("--limit", type=int, help="rows per set other than English")
     args = parser.parse_args()
-    options = {}
-    if Path(args.model, "config.json").is_file() and not Path(args.model, "lacos.json").is_file():
-        options = {"pooling": "mean", "transformer_options": {"quantization": "none"}}  # a stage's checkpoint
-    model = LacosSentenceTransformer(args.model, **options)
-    encoder = partial(model.encode, batch_size=256, normalize_embeddings=True, show_progress_bar=False)
     sets = tasks(args.data_dir / "sts", args.limit)
-    scores = evaluate(encoder, {**sets, **by_genre(sets)})
+    scores = evaluate(load(args.model), {**sets, **by_genre(sets)})
     print(json.dumps({**means(scores), **scores}))
 
 
