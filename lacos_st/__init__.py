@@ -27,6 +27,7 @@ _HOME = {
     "check_overlap": "overlap",
     "encode_file": "encoding",
     "load_training_data": "data",
+    "load_training_sources": "data",
 }
 
 __all__ = [*_HOME, "__version__"]

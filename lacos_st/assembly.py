@@ -5,16 +5,20 @@ Everything here is pure assembly: nothing trains, nothing is written. `training.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 
 from lacos_st.config import LacosConfig
-from lacos_st.data import load_training_data
+from lacos_st.data import load_training_data, load_training_sources
 from lacos_st.embedded import sample_path
 from lacos_st.errors import LacosError
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
@@ -24,12 +28,21 @@ from lacos_st.quantization import default_compute_dtype
 from lacos_st.transformer import LORA_TARGETS
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from collections.abc import Iterator
+
+    from datasets import Dataset, DatasetDict
     from sentence_transformers.base.evaluation import BaseEvaluator
 
+logger = logging.getLogger(__name__)
+
 TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
-EMBEDDING_RATE, PLAIN_RATE = 5e-5, 2e-4  # learning rates over a base that makes embeddings already, and over others
+EMBEDDING_RATE, PLAIN_RATE = 1e-4, 2e-4  # learning rates over a base that makes embeddings already, and over others
+_SAMPLE = [
+    f"{sample_path('nli-train')}@0.3",
+    *(str(sample_path(f"{n}-train")) for n in ("es", "pt", "fr", "it", "across")),
+]
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
+_CHUNK = 8192  # rows compared at a time
 _HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 
 
@@ -95,14 +108,14 @@ def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
     }
 
 
-def build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
+def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
     """Rows to train on, and held-out rows that choose the best step.
 
     Args:
         config: The recipe.
 
     Returns:
-        (training, held-out).
+        (training by source: the Trainer draws each batch from one, held-out).
 
     Raises:
         LacosError: Data that cannot be used, named with file and line, or too little of it.
@@ -113,19 +126,53 @@ def build_data(config: LacosConfig) -> tuple[Dataset, Dataset]:
         "min_score": config.min_score,
         "seed": config.seed,
     }
-    train_sources = config.train_data or [str(sample_path(name)) for name in ("nli-train", "languages-train")]
-    data = load_training_data(train_sources, max_rows=config.max_rows, **options)
+    data = load_training_sources(config.train_data or _SAMPLE, max_rows=config.max_rows, **options)
+    for name, part in data.items():
+        if len(data) > 1 and len(part) < config.batch_size:
+            logger.warning(
+                "%s has %d rows: not a batch of %d, and each batch is of one source. Put small sources together.",
+                name, len(part), config.batch_size,
+            )  # fmt: skip
     eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
-    if eval_sources:
-        return data, load_training_data(eval_sources, **options)
-    held_out = min(_HELD_OUT, len(data) // 10)
-    if held_out < 2:
+    return (data, load_training_data(eval_sources, **options)) if eval_sources else _hold_out(data, config.seed)
+
+
+def _hold_out(data: DatasetDict, seed: int) -> tuple[DatasetDict, Dataset]:
+    """Some rows of all sources, with the columns they have in common; a row that a weight repeats, with its copies."""
+    from datasets import DatasetDict, concatenate_datasets
+
+    rows = sum(data.num_rows.values())
+    count = min(_HELD_OUT, rows // 10)
+    if count < 2:
         raise LacosError(
-            f"The training data have {len(data)} usable rows: at least 20 are needed, so that some can be held out "
+            f"The training data have {rows} usable rows: at least 20 are needed, so that some can be held out "
             "to choose the best step. Add rows, or name eval_data."
         )
-    parts = data.train_test_split(held_out, seed=config.seed)
-    return parts["train"], parts["test"]
+    held = np.zeros(rows, bool)
+    held[np.random.default_rng(seed).permutation(rows)[:count]] = True
+    width = min(len(part.column_names) for part in data.values())
+    kept, taken, start = DatasetDict(), [], 0
+    for name, part in data.items():
+        here = held[start : start + len(part)]
+        start += len(part)
+        taken.append(part.select(np.flatnonzero(here)).select_columns(part.column_names[:width]))
+        left = np.flatnonzero(~_is_among(part, part.select(np.flatnonzero(here))))
+        if len(left):
+            kept[name] = part.select(left)
+    return kept, concatenate_datasets(taken)
+
+
+def _is_among(part: Dataset, others: Dataset) -> np.ndarray:
+    """(rows,) whether one of the others has a row's anchor and positive."""
+
+    def pairs(data: Dataset) -> Iterator[pa.ChunkedArray]:
+        for table in data.with_format("arrow").iter(_CHUNK):
+            yield pc.binary_join_element_wise(table["anchor"], table["positive"], "\0")
+
+    known = pa.concat_arrays(
+        [chunk for found in pairs(others) for chunk in found.chunks] or [pa.array([], pa.string())]
+    )
+    return np.concatenate([pc.is_in(found, value_set=known).to_numpy() for found in pairs(part)])
 
 
 def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:
@@ -152,14 +199,14 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch:
 
 
 def build_arguments(
-    config: LacosConfig, run: Path, rows: int, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
+    config: LacosConfig, run: Path, data: DatasetDict, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
 ) -> SentenceTransformerTrainingArguments:
     """The Trainer's arguments.
 
     Args:
         config: The recipe.
         run: The run's directory; checkpoints go below it.
-        rows: Of the training data.
+        data: To train on.
         evaluator: What chooses the best step; None: the held-out loss. Its primary metric is known.
         model: The model to train.
 
@@ -167,8 +214,8 @@ def build_arguments(
         The arguments.
     """
     on_cpu = not torch.cuda.is_available()
-    batch = config.batch_size * config.gradient_accumulation_steps
-    steps = config.max_steps or max(1, int(rows / batch * config.epochs))
+    batches = sum(-(-rows // config.batch_size) for rows in data.num_rows.values())
+    steps = config.max_steps or max(1, int(batches / config.gradient_accumulation_steps * config.epochs))
     every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
     default_rate = PLAIN_RATE if model.is_plain_checkpoint else EMBEDDING_RATE
     return SentenceTransformerTrainingArguments(

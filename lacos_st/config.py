@@ -90,7 +90,7 @@ class LacosConfig:
     batch_size: int = _option(64, "pairs or triplets in a batch, on each device")
     gradient_accumulation_steps: int = _option(1, "batches to a step")
     learning_rate: float | None = _option(
-        None, "peak learning rate of the adapter; none: 2e-4, or 5e-5 where the base makes embeddings already"
+        None, "peak learning rate of the adapter; none: 2e-4, or 1e-4 where the base makes embeddings already"
     )
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")

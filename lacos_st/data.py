@@ -1,4 +1,4 @@
-"""Files and Hub data sets -> one `datasets.Dataset` with columns `anchor, positive[, negative...]`.
+"""Files and Hub data sets -> rows `anchor, positive[, negative...]`: mixed, or each source by itself.
 
 Rows stream from `readers.py`, `columns.py` says which text is which, and the texts go straight into Arrow
 buffers: in memory is the text once, plus 16 bytes a row for finding duplicates and 8 for the order. Nothing
@@ -11,80 +11,44 @@ Decisions, each where it can surprise:
   takes its i-th contradiction, and starts again where these run out. Entailments of premises without a
   contradiction are used only if the result has no negatives anyway. Neutral and unlabelled rows are not used,
   nor is a hypothesis that has both labels.
-* **Negatives.** The trainer needs the same columns in all rows: the result has as many negatives as the
-  source with the fewest, the rest is dropped, and the report says so. To keep them, load each source by
-  itself and hand the trainer a dict of data sets; it then draws each batch from one of them.
+* **Mixed or by source.** `load_training_data` gives one data set, as the Trainer takes it. `load_training_sources`
+  gives one for each source; of these the Trainer draws each batch from one, so that what a batch contrasts is of one
+  language or kind. `lacos_st.train` takes these: docs/ablations.md.
+* **Negatives.** Rows of one data set have the same columns. By source each keeps all its negatives. Mixed, the result
+  has as many as the source with the fewest, the rest is dropped, and the report says so.
 * **Duplicates.** A row whose texts equal those of an earlier one, whitespace aside, is dropped, across
   sources too. Texts themselves stay exactly as they are.
 * **Weights.** `path@W`: each distinct row of that source is seen W times an epoch: `@2` twice, `@0.5` a
   random half, `@1.5` once, and a random half of them twice. Weights of other sources don't matter.
 * **Order.** Of a single source that of the file, of several one shuffle by `seed`. `max_rows` draws a random
-  sample: the head of a file is rarely like the rest.
+  sample of all sources: the head of a file is rarely like the rest.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from lacos_st.columns import BadRow, Columns, Layout, layout_of
-from lacos_st.hub import open_hub
-from lacos_st.mixing import Builder, digest, first_occurrences, match_nli, mix, take
-from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, positional_names
+from lacos_st.columns import Columns, layout_of
+from lacos_st.mixing import first_occurrences, mix
+from lacos_st.readers import FORMATS, DataError
+from lacos_st.sources import Part, SourceReport, open_source, read_source
 
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["DataError", "DataReport", "SourceReport", "load_training_data"]
+__all__ = ["DataError", "DataReport", "SourceReport", "load_training_data", "load_training_sources"]
 
 logger = logging.getLogger(__name__)
 Sources = str | Path | Sequence[str | Path] | Mapping[str, float]
-_EXAMPLES = 5  # bad rows that a report quotes
-
-
-@dataclass
-class SourceReport:
-    """What became of the rows of one source.
-
-    Attributes:
-        name: The path or the name on the Hub.
-        kind: "text", "tuple", "nli" or "scored".
-        columns: The columns that were read.
-        read: Records in it.
-        bad: Rows that could not be used; `examples` quotes the first, with file and line.
-        unused: Good rows that make no example: neutral or unlabelled NLI rows, contradictions, low scores.
-        duplicates: Examples that had occurred before.
-        used: Distinct examples.
-        sampled: Examples in the result, after weights and `max_rows`.
-    """
-
-    name: str
-    kind: str = ""
-    columns: list[str] = field(default_factory=list)
-    read: int = 0
-    bad: int = 0
-    unused: int = 0
-    duplicates: int = 0
-    used: int = 0
-    sampled: int = 0
-    examples: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        counts = (("unused", self.unused), ("duplicates", self.duplicates), ("bad", self.bad))
-        weighted = f", {self.sampled:,} after weights and sampling" if self.sampled != self.used else ""
-        rest = "".join(f", {count:,} {name}" for name, count in counts if count)
-        head = f"{self.name} ({self.kind}: {', '.join(self.columns)})"
-        lines = [f"{head}: {self.read:,} read, {self.used:,} used{weighted}{rest}"]
-        lines += [f"  {example}" for example in self.examples]
-        return "\n".join(lines)
 
 
 @dataclass
@@ -149,13 +113,91 @@ def load_training_data(
         >>> load_training_data(path)[0]
         {'anchor': 'A dog runs.', 'positive': 'An animal moves.', 'negative': 'A dog sleeps.'}
     """
+    settings = _Settings(columns, on_bad_row, max_rows, min_score, seed)
+    parts, weights = _read_all(sources, settings)
+    report = DataReport([part.report for part in parts])
+    negatives = min(part.negatives for part in parts)
+    for part in parts:
+        if part.negatives > negatives:
+            report.notes.append(
+                f"{part.report.name} has {part.negatives} negative(s) a row, another source {negatives}: "
+                f"{negatives} kept. load_training_sources keeps all."
+            )
+    tables = [part.table(negatives) for part in parts]
+    rows, fingerprint = _choose(tables, weights, settings, report)
+    on_report(report)
+    return _data_set(pa.concat_tables(tables), rows, fingerprint)
+
+
+def load_training_sources(
+    sources: Sources, *, on_report: Callable[[DataReport], None] = _log, **options: Any
+) -> datasets.DatasetDict:
+    r"""Load training data, each source by itself: the Trainer draws each batch from one of them.
+
+    Args:
+        sources: As for `load_training_data`.
+        on_report: Likewise.
+        **options: Likewise: `columns`, `on_bad_row`, `max_rows` (of all sources together), `min_score`, `seed`.
+
+    Returns:
+        The sources that have rows left, by the file's name without folder and endings, or the name on the Hub.
+
+    Raises:
+        DataError: As `load_training_data`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = (folder / "en.csv").write_text("anchor,positive\na dog,an animal\n")
+        >>> _ = (folder / "es.csv").write_text("anchor,positive,negative\nun perro,un animal,un gato\n")
+        >>> data = load_training_sources([folder / "en.csv", folder / "es.csv"])
+        >>> data["es"][0]
+        {'anchor': 'un perro', 'positive': 'un animal', 'negative': 'un gato'}
+    """
     import datasets
 
-    if on_bad_row not in ("error", "skip"):
-        raise DataError(f"on_bad_row={on_bad_row!r} must be 'error' or 'skip'.")
-    if max_rows is not None and max_rows < 1:
-        raise DataError(f"max_rows={max_rows} must be at least 1.")
+    settings = _Settings(**options)
+    parts, weights = _read_all(sources, settings)
+    report = DataReport([part.report for part in parts])
+    tables = [part.table(part.negatives) for part in parts]
+    rows, fingerprint = _choose(tables, weights, settings, report)
+    on_report(report)
+    result = datasets.DatasetDict()
+    for part, table, start in zip(parts, tables, np.cumsum([0, *map(len, tables)]), strict=False):
+        chosen = rows[(rows >= start) & (rows < start + len(table))] - start
+        if len(chosen):
+            result[_short_name(part.report.name, result)] = _data_set(table, chosen, f"{fingerprint}{start:x}")
+    return result
+
+
+def _short_name(source: str, taken: Collection[str]) -> str:
+    """Name a source without its folder, which says more of a machine than of the data."""
+    path = Path(source)
+    name = re.sub(rf"({'|'.join(map(re.escape, FORMATS))})?(\.gz)?$", "", path.name) if path.exists() else source
+    return next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
+
+
+@dataclass
+class _Settings:
+    """What `load_training_data` is asked for."""
+
+    columns: Columns | Mapping[str, Columns] | None = None
+    on_bad_row: str = "error"
+    max_rows: int | None = None
+    min_score: float | None = None
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        if self.on_bad_row not in ("error", "skip"):
+            raise DataError(f"on_bad_row={self.on_bad_row!r} must be 'error' or 'skip'.")
+        if self.max_rows is not None and self.max_rows < 1:
+            raise DataError(f"max_rows={self.max_rows} must be at least 1.")
+
+
+def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[float]]:
+    """Every source's examples, and its weight."""
     weighted = _weighted(sources)
+    columns = settings.columns
     per_source = isinstance(columns, Mapping) and any(name in columns for name, _ in weighted)
     if per_source and isinstance(columns, Mapping):
         strange = set(columns) - {name for name, _ in weighted}
@@ -165,38 +207,39 @@ def load_training_data(
     for name, _ in weighted:
         chosen: Any = columns.get(name) if per_source and isinstance(columns, Mapping) else columns
         table = open_source(name)
-        parts.append(_read(table, layout_of(table, chosen), on_bad_row, min_score))
-    if min_score is not None and not any(part.report.kind == "scored" for part in parts):
+        parts.append(read_source(table, layout_of(table, chosen), settings.on_bad_row, settings.min_score))
+    if settings.min_score is not None and not any(part.report.kind == "scored" for part in parts):
         raise DataError(
-            f"min_score={min_score} is set, and no source is read with scores. Leave it out, or name the columns: "
-            "columns=['anchor=...', 'positive=...', 'score=...']."
+            f"min_score={settings.min_score} is set, and no source is read with scores. Leave it out, or name the "
+            "columns: columns=['anchor=...', 'positive=...', 'score=...']."
         )
-    report = DataReport([part.report for part in parts])
-    negatives = min(part.negatives for part in parts)
-    for part in parts:
-        if part.negatives > negatives:
-            report.notes.append(
-                f"{part.report.name} has {part.negatives} negative(s) a row, another source {negatives}: "
-                f"{negatives} kept. To keep all, train on a dict of data sets, one for each source."
-            )
-    tables = [part.table(negatives) for part in parts]
+    return parts, [weight for _, weight in weighted]
+
+
+def _choose(
+    tables: Sequence[pa.Table], weights: Sequence[float], settings: _Settings, report: DataReport
+) -> tuple[np.ndarray, str]:
+    """Row numbers over all tables, without duplicates, weighted, sampled and in order; a hash of all rows."""
     keep, fingerprint = first_occurrences(tables)
     bounds = np.cumsum([0, *map(len, tables)])
-    rows = mix(keep, bounds, [weight for _, weight in weighted], max_rows, seed)
-    for part, start, end in zip(parts, bounds, bounds[1:], strict=False):
-        part.report.used = int(keep[start:end].sum())
-        part.report.duplicates = int(end - start) - part.report.used
-        part.report.sampled = int(((rows >= start) & (rows < end)).sum())
+    rows = mix(keep, bounds, weights, settings.max_rows, settings.seed)
+    for source, start, end in zip(report.sources, bounds, bounds[1:], strict=False):
+        source.used = int(keep[start:end].sum())
+        source.duplicates = int(end - start) - source.used
+        source.sampled = int(((rows >= start) & (rows < end)).sum())
     report.rows = len(rows)
     if not len(rows):
         raise DataError("The weights leave no row to train on; raise them.")
-    whole = pa.concat_tables(tables)
+    return rows, fingerprint
+
+
+def _data_set(table: pa.Table, rows: np.ndarray, fingerprint: str) -> datasets.Dataset:
+    """These rows of the table, not copied."""
+    import datasets
+
     # A fingerprint is given because `datasets` would pickle all rows, several times their size, to make one.
-    data = datasets.Dataset(datasets.table.InMemoryTable(whole), fingerprint=fingerprint)
-    if len(rows) != len(whole) or not (np.diff(rows) == 1).all():
-        data = data.select(rows)
-    on_report(report)
-    return data
+    data = datasets.Dataset(datasets.table.InMemoryTable(table), fingerprint=fingerprint)
+    return data if len(rows) == len(table) and (np.diff(rows) == 1).all() else data.select(rows)
 
 
 def _weighted(sources: Sources) -> list[tuple[str, float]]:
@@ -226,109 +269,3 @@ def _weighted(sources: Sources) -> list[tuple[str, float]]:
     if twice:
         raise DataError(f"The source {twice[0]!r} is given twice; give it once, with a weight: {twice[0]}@2.")
     return weighted
-
-
-def open_source(name: str) -> Table:
-    """Open a training source by name: a file, a directory that `datasets` saved, or a Hub data set.
-
-    Raises:
-        DataError: There is no such file, or the data set cannot be had.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return open_hub(str(path))
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    if path.exists() or suffix.lower() in FORMATS or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(:[\w.-]*){0,2}", name):
-        if not path.exists():
-            raise DataError(f"There is no file {name!r} (a Hub data set is written owner/name[:subset[:split]]).")
-        return open_file(path)
-    return open_hub(name)
-
-
-@dataclass
-class _Part:
-    """The examples of one source: columns of texts, and for NLI what to join them by."""
-
-    report: SourceReport
-    columns: list[pa.ChunkedArray]
-    nli: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # rows of (premise and entailment, contradiction)
-
-    @property
-    def negatives(self) -> int:
-        if self.nli is None:
-            return max(len(self.columns) - 2, 0)
-        return int(len(self.nli[1]) > 0)
-
-    def table(self, negatives: int) -> pa.Table:
-        if self.nli is None:
-            columns = self.columns * 2 if len(self.columns) == 1 else self.columns[: 2 + negatives]
-        else:
-            entailed, contradicted, alone = self.nli
-            premise, hypothesis = self.columns
-            rows = entailed if negatives else np.sort(np.concatenate([entailed, alone]))
-            columns = [take(premise, rows), take(hypothesis, rows)]
-            columns += [take(hypothesis, contradicted)] * negatives
-            self.report.unused = self.report.read - self.report.bad - len(rows)
-        return pa.table(columns, positional_names(len(columns)))
-
-
-def _read(table: Table, layout: Layout, on_bad_row: str, min_score: float | None) -> _Part:
-    """Stream a source into Arrow columns."""
-    report = SourceReport(table.name, layout.kind, layout.columns)
-    if layout.kind == "scored" and min_score is None:
-        raise DataError(
-            f"{table.name} has scores in column {layout.extra!r}. A contrastive loss takes pairs of one "
-            "meaning only: say from which score on a pair is one, for example min_score=4 on a scale of 0 to 5; "
-            f"or name two columns to take every row: columns={list(layout.texts)}."
-        )
-    builder: Builder | None = None
-    width = 0
-    labels, premises, hypotheses = array("b"), array("Q"), array("Q")
-    for row in table.rows(layout.columns):
-        if table.kind == "text" and row.problem is None and not row.values["text"].strip():
-            continue  # a blank line is how text files are laid out, no mistake
-        report.read += 1
-        try:
-            examples = _examples(layout, row)
-            if layout.kind == "nli":
-                label = layout.label(row)
-            used = layout.kind != "scored" or layout.score(row) >= (min_score or 0.0)
-            if width and len(examples[0]) < width:
-                raise BadRow(f"{len(examples[0]) - 2} negatives where the first row has {width - 2}")
-        except BadRow as problem:
-            message = f"{table.place(row.number)}: {problem}"
-            if on_bad_row == "error":
-                raise DataError(f"{message}. Mend it, or skip such rows with on_bad_row='skip'.") from None
-            report.bad += 1
-            if len(report.examples) < _EXAMPLES:
-                report.examples.append(message)
-            continue
-        if not used:
-            report.unused += 1
-            continue
-        width = width or len(examples[0])
-        builder = builder or Builder(width)
-        for texts in examples:
-            builder.add(texts[:width])
-        if layout.kind == "nli":
-            labels.append(label)
-            premises.append(int.from_bytes(digest(examples[0][:1])[:8]))
-            hypotheses.append(int.from_bytes(digest(examples[0][1:])[:8]))
-    part = _Part(report, builder.columns() if builder else [])
-    if builder and layout.kind == "nli":
-        part.nli = match_nli(*(np.asarray(values) for values in (premises, hypotheses, labels)))
-    if builder is None or (part.nli is not None and not len(part.nli[0]) + len(part.nli[2])):
-        why = f" First: {report.examples[0]}." if report.examples else ""
-        if not report.read:
-            raise DataError(f"{table.name} gives no training row: it holds nothing but blank lines.")
-        raise DataError(
-            f"{table.name} gives no training row: {report.read:,} read, {report.bad:,} bad, the others "
-            f"{'without an entailment' if layout.kind == 'nli' else f'below min_score={min_score}'}.{why}"
-        )
-    return part
-
-
-def _examples(layout: Layout, row: Row) -> list[tuple[str, ...]]:
-    if row.problem is not None:
-        raise BadRow(row.problem)
-    return layout.examples(row)

@@ -36,12 +36,8 @@ EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""
 
 ASSETS = Path(__file__).parent / "assets"
-_SAMPLES = {
-    "nli-train": "samples/nli-train.jsonl.gz",
-    "languages-train": "samples/languages-train.jsonl.gz",
-    "nli-dev": "samples/nli-dev.jsonl.gz",
-    "sts17": "sts",
-}
+_TRIPLETS = ("nli-train", "es-train", "fr-train", "pt-train", "it-train", "across-train", "nli-dev")
+_SAMPLES = {**{name: f"samples/{name}.jsonl.gz" for name in _TRIPLETS}, "sts17": "sts"}
 _TABLE = "word_embeddings"
 _LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 _FINAL_GAIN = "ln_f.weight"
@@ -53,8 +49,9 @@ def sample_path(name: str) -> Path:
     """Path of an embedded data sample.
 
     Args:
-        name: "nli-train" (triplets, mostly English), "languages-train" (triplets across and within other languages),
-            "nli-dev" (held-out triplets) or "sts17" (a folder of STS17 test pairs).
+        name: "nli-train" (triplets, mostly English), "es-train", "fr-train", "pt-train", "it-train" (English ones
+            translated by rules), "across-train" (English and translations), "nli-dev" (held-out triplets) or "sts17"
+            (a folder of STS17 test pairs).
             Sources and licences: `assets/NOTICE.md`.
 
     Returns:

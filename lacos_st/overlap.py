@@ -24,10 +24,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lacos_st.data import open_source
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
 from lacos_st.readers import DataError, Table
+from lacos_st.sources import open_source
 from lacos_st.tasks import SAMPLE, plan
 
 _EXAMPLES = 3

@@ -45,7 +45,7 @@ from lacos_st.model import LacosSentenceTransformer
 from lacos_st.progress import Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetDict
     from sentence_transformers.base.evaluation import BaseEvaluator
 
 _STS = Path(__file__).parent / "assets" / "sts"
@@ -119,7 +119,7 @@ def _fit(
     config: LacosConfig,
     run: Path,
     checkpoint: Path | None,
-    data: tuple[Dataset, Dataset],
+    data: tuple[DatasetDict, Dataset],
     mini_batch: int | None,
     evaluator: BaseEvaluator | None,
     callbacks: list[TrainerCallback] | None,
@@ -135,7 +135,7 @@ def _fit(
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
     trainer = SentenceTransformerTrainer(
         model=model,
-        args=build_arguments(config, run, len(data[0]), evaluator, model),
+        args=build_arguments(config, run, data[0], evaluator, model),
         train_dataset=data[0],
         eval_dataset=data[1],
         loss=build_loss(config, model, mini_batch),
@@ -175,7 +175,7 @@ def _fit(
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
-        "rows": len(data[0]),
+        "rows": sum(data[0].num_rows.values()),
         "mini_batch_size": mini_batch,
         "seconds": round(time.time() - started),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -188,7 +188,7 @@ def _fit(
     return model
 
 
-def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
+def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
     """With `auto_batch_size`: texts to embed at a time so that a step fits; None where the whole batch does."""
     if not config.auto_batch_size:
         return None
@@ -197,7 +197,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: Dataset) -> int | None:
         largest=config.batch_size,
         device="cuda" if torch.cuda.is_available() else "cpu",
         length=config.max_seq_length or TRAINING_LENGTH,
-        texts=len(data.column_names),
+        texts=max(map(len, data.column_names.values())),
         rank=config.lora_rank,
         targets=tuple(config.lora_targets),
         dropout=config.lora_dropout,

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lacos_st.data import DataError, load_training_data
+from lacos_st.data import DataError, load_training_data, load_training_sources
 from lacos_st.errors import LacosError
 from lacos_st.hub import open_dataset
 from lacos_st.mixing import match_nli, mix
@@ -367,6 +367,34 @@ def test_fewest_negatives_win(tmp_path):
     data, report = load_and_report([two, one])
     assert sorted(texts(data)) == [("a", "b", "c"), ("e", "f", "g")]
     assert len(report.notes) == 1
+
+
+def test_by_source_each_keeps_its_negatives_and_its_order(tmp_path):
+    two = table(tmp_path / "two.csv", ["anchor", "positive", "negative_1", "negative_2"], [("a", "b", "c", "d")])
+    one = table(tmp_path / "one.csv", ["anchor", "positive"], [(f"e{i}", "f") for i in range(50)])
+    data = load_training_sources([f"{two}@3", one])
+    assert texts(data["two"]) == [("a", "b", "c", "d")] * 3
+    assert sorted(texts(data["one"])) == sorted((f"e{i}", "f") for i in range(50))
+    assert texts(load_training_sources(one)["one"]) == texts(load_training_data(one))
+
+
+def test_by_source_are_the_rows_of_the_mixture(tmp_path):
+    paths = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        rows = [(f"{name}{i % 30}", "p") for i in range(40)]
+        paths.append(table(tmp_path / name / "x.csv", ["anchor", "positive"], rows))
+    options = {"max_rows": 20, "seed": 4}
+    mixed = load_training_data({str(path): 1.5 for path in paths}, **options)
+    apart = load_training_sources({str(path): 1.5 for path in paths}, **options)
+    assert list(apart) == ["x", "x-2"]
+    assert {row[0][0] for row in texts(apart["x"])} == {"a"}
+    assert sorted([*texts(apart["x"]), *texts(apart["x-2"])]) == sorted(texts(mixed))
+
+
+def test_a_source_of_duplicates_only_is_left_out(tmp_path):
+    paths = [table(tmp_path / name, ["anchor", "positive"], [("a", "b")]) for name in ("x.csv", "y.jsonl.gz")]
+    assert list(load_training_sources(paths)) == ["x"]
 
 
 def test_many_chunks(tmp_path):

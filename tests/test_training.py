@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers import TrainerCallback
 
 from lacos_st.checkpoints import latest_checkpoint
@@ -136,6 +137,28 @@ def test_in_full_precision_too(tiny_bloom, triplets, tmp_path):
         config_for(tiny_bloom, triplets, tmp_path / name, quantization="none") for name in ("whole", "halves")
     )
     train(whole)
+    with pytest.raises(TrainingInterrupted, match="step 4"):
+        train(halves, callbacks=[Interrupt()])
+    train(halves)
+    assert_same(adapter(tmp_path / "halves"), adapter(tmp_path / "whole"))
+
+
+def test_a_batch_is_of_one_source_and_resumes_bit_for_bit(tiny_bloom, triplets, tmp_path, monkeypatch):
+    lines = triplets.read_text(encoding="utf-8").splitlines()
+    pairs = [line.rpartition(",")[0].replace("the", "el").replace("with", "con") for line in lines[:41]]
+    (tmp_path / "es.csv").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    sources = [str(triplets), str(tmp_path / "es.csv")]
+    options = {"train_data": sources, "eval_data": [str(triplets)], "gradient_accumulation_steps": 1}
+    whole, halves = (config_for(tiny_bloom, triplets, tmp_path / name, **options) for name in ("whole", "halves"))
+    batches = []
+    collate = SentenceTransformerDataCollator.__call__
+    monkeypatch.setattr(
+        SentenceTransformerDataCollator,
+        "__call__",
+        lambda self, rows: batches.append([row["anchor"][:3] for row in rows]) or collate(self, rows),
+    )
+    train(whole)
+    assert {frozenset(batch) for batch in batches} == {frozenset({"the"}), frozenset({"el "})}
     with pytest.raises(TrainingInterrupted, match="step 4"):
         train(halves, callbacks=[Interrupt()])
     train(halves)

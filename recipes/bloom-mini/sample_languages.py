@@ -1,12 +1,9 @@
-"""The sample in other languages that travels with the package: `languages-train`.
+"""The samples in other languages that travel with the package.
 
-NLI triplets are English but for a few, and trained on them alone the space turns away from other languages. So there
-are, under licences that allow commercial redistribution:
-
-* an English sentence, its translation, and the translation of another sentence that is spelt most like the right one
-  (Tatoeba, NTREX): what means the same across languages;
-* NLI triplets in Spanish, French, Portuguese and Italian, translated by rules (`translate.py`) from English
-  ones: what means the same, and what seems to, within a language.
+`es-train`, `fr-train`, `pt-train`, `it-train`: English NLI triplets translated by rules (`translate.py`): what means
+the same, and what seems to, within a language. `across-train`: an English sentence, its translation (Tatoeba, NTREX),
+and the translation of another sentence that is spelt most like the right one: what means the same across languages,
+which NLI alone unlearns. All are under licences that allow commercial redistribution.
 
 Run after `sample.py`. Sentences of STS sets and of the held-out triplets are left out.
 """
@@ -21,13 +18,14 @@ import numpy as np
 from collect import ISO, jsonl, norm, read_lines, sts_sentences
 from sample import COLUMNS, shippable, write
 from sklearn.feature_extraction.text import TfidfVectorizer
-from translate import OF_ENGLISH, translations
+from translate import OF_ENGLISH, OF_SPANISH, translations
 
 from lacos_st.embedded import ASSETS
 
 Triplet = dict[str, str]
-TATOEBA = {"es": 2000, "fr": 2000, "de": 1500, "zh": 2000, "vi": 700, "id": 700, "ja": 700}
-NTREX = {"arb": 900, "hin": 900, "por": 900, "por-BR": 600, "ita": 600, "tur": 500, "rus": 500, "nld": 500, "pol": 500}
+TATOEBA = {"es": 600, "fr": 600, "de": 500, "zh": 600, "vi": 250, "id": 250, "ja": 250}
+NTREX = {"arb": 300, "hin": 300, "por": 300, "por-BR": 200, "ita": 200, "tur": 200, "rus": 200, "nld": 200, "pol": 200}
+ROUTES = {**OF_ENGLISH, "pt": (*OF_ENGLISH["es"], *OF_SPANISH["pt"])}  # Spanish has the better rules of English
 
 
 def across(data_dir: Path, forbidden: set[str], longest: int, choose: random.Random) -> list[Triplet]:
@@ -56,43 +54,38 @@ def across(data_dir: Path, forbidden: set[str], longest: int, choose: random.Ran
     return found
 
 
-def within(triplets: list[Triplet], count: int, choose: random.Random) -> list[Triplet]:
-    """`count` English triplets in each language of `OF_ENGLISH`, other ones in each."""
-    chosen = choose.sample(triplets, count * len(OF_ENGLISH))
-    found = []
-    for position, lang in enumerate(OF_ENGLISH):
-        part = chosen[position * count : (position + 1) * count]
-        sentences = list(dict.fromkeys(text for triplet in part for text in triplet.values()))
-        into = {
-            text: " ".join(row.get(lang, "").split()) for text, row in translations(sentences, {lang: OF_ENGLISH[lang]})
-        }
-        rows = [{column: into[triplet[column]] for column in COLUMNS} for triplet in part]
-        found += [row for row in rows if all(row.values()) and len({norm(text) for text in row.values()}) == 3]
-    return found
+def translated(triplets: list[Triplet], lang: str) -> list[Triplet]:
+    """Those triplets that can be translated whole, and whose three sentences then still differ."""
+    sentences = list(dict.fromkeys(text for triplet in triplets for text in triplet.values()))
+    into = {
+        text: " ".join(found.get(lang, "").split()) for text, found in translations(sentences, {lang: ROUTES[lang]})
+    }
+    rows = [{column: into[triplet[column]] for column in COLUMNS} for triplet in triplets]
+    return [row for row in rows if all(row.values()) and len({norm(text) for text in row.values()}) == 3]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--output", type=Path, default=ASSETS / "samples")
-    parser.add_argument("--translated", type=int, default=700, help="NLI triplets a language")
-    parser.add_argument("--longest", type=int, default=90, help="characters of the longest sentence")
+    parser.add_argument("--translated", type=int, default=4000, help="NLI triplets a language")
+    parser.add_argument("--longest", type=int, default=120, help="characters of the longest sentence")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     choose, forbidden = random.Random(args.seed), sts_sentences(args.data_dir)
     forbidden |= {norm(row["anchor"]) for row in jsonl(args.output / "nli-dev.jsonl.gz")}
-    rows = across(args.data_dir, forbidden, args.longest, choose)
-    print("across languages", len(rows))
     english = [
         {column: row[column] for column in COLUMNS}
         for row in jsonl(args.data_dir / "nli/triplets.en.jsonl.gz")
         if shippable(row, args.longest)
     ]
-    rows += within(english, args.translated, choose)
-    rows = [row for row in rows if not any(norm(text) in forbidden for text in row.values())]
-    choose.shuffle(rows)
-    write(args.output / "languages-train.jsonl.gz", rows)
-    print("languages-train", len(rows))
+    samples = {lang: translated(choose.sample(english, args.translated), lang) for lang in ROUTES}
+    samples["across"] = across(args.data_dir, forbidden, args.longest, choose)
+    for name, rows in samples.items():
+        kept = [row for row in rows if not any(norm(text) in forbidden for text in row.values())]
+        choose.shuffle(kept)
+        write(args.output / f"{name}-train.jsonl.gz", kept)
+        print(f"{name}-train", len(kept))
 
 
 if __name__ == "__main__":
