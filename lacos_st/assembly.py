@@ -10,9 +10,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
@@ -20,7 +17,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from lacos_st.config import LacosConfig
 from lacos_st.data import load_training_data, load_training_sources
 from lacos_st.embedded import sample_path
-from lacos_st.errors import LacosError
+from lacos_st.held_out import hold_out
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
@@ -28,8 +25,6 @@ from lacos_st.quantization import default_compute_dtype
 from lacos_st.transformer import LORA_TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from datasets import Dataset, DatasetDict
     from sentence_transformers.base.evaluation import BaseEvaluator
 
@@ -42,8 +37,6 @@ _SAMPLE = [
     *(str(sample_path(f"{n}-train")) for n in ("es", "pt", "fr", "it", "across")),
 ]
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
-_CHUNK = 8192  # rows compared at a time
-_HELD_OUT = 512  # rows of the training data that choose the best step where no eval_data is given
 
 
 def build_model(config: LacosConfig) -> LacosSentenceTransformer:
@@ -127,52 +120,18 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
         "seed": config.seed,
     }
     data = load_training_sources(config.train_data or _SAMPLE, max_rows=config.max_rows, **options)
+    eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
+    if eval_sources:
+        held = load_training_data(eval_sources, **options)
+    else:
+        data, held = hold_out(data, config.seed)
     for name, part in data.items():
         if len(data) > 1 and len(part) < config.batch_size:
             logger.warning(
-                "%s has %d rows: not a batch of %d, and each batch is of one source. Put small sources together.",
-                name, len(part), config.batch_size,
+                "%s has %d rows: not a batch of %d, and each batch is of one source. Write small files of one kind "
+                "into one.", name, len(part), config.batch_size,
             )  # fmt: skip
-    eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
-    return (data, load_training_data(eval_sources, **options)) if eval_sources else _hold_out(data, config.seed)
-
-
-def _hold_out(data: DatasetDict, seed: int) -> tuple[DatasetDict, Dataset]:
-    """Some rows of all sources, with the columns they have in common; a row that a weight repeats, with its copies."""
-    from datasets import DatasetDict, concatenate_datasets
-
-    rows = sum(data.num_rows.values())
-    count = min(_HELD_OUT, rows // 10)
-    if count < 2:
-        raise LacosError(
-            f"The training data have {rows} usable rows: at least 20 are needed, so that some can be held out "
-            "to choose the best step. Add rows, or name eval_data."
-        )
-    held = np.zeros(rows, bool)
-    held[np.random.default_rng(seed).permutation(rows)[:count]] = True
-    width = min(len(part.column_names) for part in data.values())
-    kept, taken, start = DatasetDict(), [], 0
-    for name, part in data.items():
-        here = held[start : start + len(part)]
-        start += len(part)
-        taken.append(part.select(np.flatnonzero(here)).select_columns(part.column_names[:width]))
-        left = np.flatnonzero(~_is_among(part, part.select(np.flatnonzero(here))))
-        if len(left):
-            kept[name] = part.select(left)
-    return kept, concatenate_datasets(taken)
-
-
-def _is_among(part: Dataset, others: Dataset) -> np.ndarray:
-    """(rows,) whether one of the others has a row's anchor and positive."""
-
-    def pairs(data: Dataset) -> Iterator[pa.ChunkedArray]:
-        for table in data.with_format("arrow").iter(_CHUNK):
-            yield pc.binary_join_element_wise(table["anchor"], table["positive"], "\0")
-
-    known = pa.concat_arrays(
-        [chunk for found in pairs(others) for chunk in found.chunks] or [pa.array([], pa.string())]
-    )
-    return np.concatenate([pc.is_in(found, value_set=known).to_numpy() for found in pairs(part)])
+    return data, held
 
 
 def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:

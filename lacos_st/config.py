@@ -69,12 +69,16 @@ class LacosConfig:
         ["query_key_value"], "linear layers to adapt: query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
     )
     # -- data
-    train_data: list[str] = _option([], "files or Hub data sets, each with an optional @weight; none: the sample")
+    train_data: list[str] = _option(
+        [], "files or Hub data sets, each with an optional @weight; each batch is of one of them; none: the sample"
+    )
     columns: list[str] = _option([], "columns in the order anchor positive [negative ...]; none: by their names")
     on_bad_row: Literal["error", "skip"] = _option("error", "what a row that cannot be read does")
     min_score: float | None = _option(None, "use scored pairs of at least this score; needed if there is a score")
-    max_rows: int | None = _option(None, "use at most so many rows")
-    eval_data: list[str] = _option([], "held-out triplets or pairs that choose the best step; none: a split")
+    max_rows: int | None = _option(None, "use at most so many rows, of all data together")
+    eval_data: list[str] = _option(
+        [], "triplets or pairs that choose the best step; none: a tenth of the pairs, at most 512"
+    )
     # -- objective
     scale: float = _option(20.0, "similarities are multiplied by this (1 / temperature)")
     mask_duplicates: bool = _option(True, "never use a text's own paraphrase as its negative")

@@ -16,7 +16,7 @@ Decisions, each where it can surprise:
   language or kind. `lacos_st.train` takes these: docs/ablations.md.
 * **Negatives.** Rows of one data set have the same columns. By source each keeps all its negatives. Mixed, the result
   has as many as the source with the fewest, the rest is dropped, and the report says so.
-* **Duplicates.** A row whose texts equal those of an earlier one, whitespace aside, is dropped, across
+* **Duplicates.** A row whose texts, all of them, equal those of an earlier one, whitespace aside, is dropped, across
   sources too. Texts themselves stay exactly as they are.
 * **Weights.** `path@W`: each distinct row of that source is seen W times an epoch: `@2` twice, `@0.5` a
   random half, `@1.5` once, and a random half of them twice. Weights of other sources don't matter.
@@ -53,7 +53,7 @@ Sources = str | Path | Sequence[str | Path] | Mapping[str, float]
 
 @dataclass
 class DataReport:
-    """What `load_training_data` did: one `SourceReport` for each source, and notes on what was decided."""
+    """What loading did: one `SourceReport` for each source, and notes on what was decided."""
 
     sources: list[SourceReport]
     rows: int = 0
@@ -130,14 +130,25 @@ def load_training_data(
 
 
 def load_training_sources(
-    sources: Sources, *, on_report: Callable[[DataReport], None] = _log, **options: Any
+    sources: Sources,
+    *,
+    columns: Columns | Mapping[str, Columns] | None = None,
+    on_bad_row: Literal["error", "skip"] = "error",
+    max_rows: int | None = None,
+    min_score: float | None = None,
+    seed: int = 42,
+    on_report: Callable[[DataReport], None] = _log,
 ) -> datasets.DatasetDict:
     r"""Load training data, each source by itself: the Trainer draws each batch from one of them.
 
     Args:
         sources: As for `load_training_data`.
+        columns: Likewise.
+        on_bad_row: Likewise.
+        max_rows: Likewise: of all sources together.
+        min_score: Likewise.
+        seed: Likewise.
         on_report: Likewise.
-        **options: Likewise: `columns`, `on_bad_row`, `max_rows` (of all sources together), `min_score`, `seed`.
 
     Returns:
         The sources that have rows left, by the file's name without folder and endings, or the name on the Hub.
@@ -156,7 +167,7 @@ def load_training_sources(
     """
     import datasets
 
-    settings = _Settings(**options)
+    settings = _Settings(columns, on_bad_row, max_rows, min_score, seed)
     parts, weights = _read_all(sources, settings)
     report = DataReport([part.report for part in parts])
     tables = [part.table(part.negatives) for part in parts]
@@ -171,21 +182,22 @@ def load_training_sources(
 
 
 def _short_name(source: str, taken: Collection[str]) -> str:
-    """Name a source without its folder, which says more of a machine than of the data."""
-    path = Path(source)
-    name = re.sub(rf"({'|'.join(map(re.escape, FORMATS))})?(\.gz)?$", "", path.name) if path.exists() else source
-    return next(n for n in chain([name], (f"{name}-{i}" for i in count(2))) if n not in taken)
+    """What a source is called in logs and in the model's card: its file without folder and endings."""
+    path = Path(source).expanduser()
+    endings = "|".join(map(re.escape, FORMATS))
+    name = re.sub(rf"({endings})?(\.gz)?$", "", path.resolve().name, flags=re.I) if path.exists() else source
+    return next(n for n in chain([name or "data"], (f"{name}-{i}" for i in count(2))) if n not in taken)
 
 
 @dataclass
 class _Settings:
-    """What `load_training_data` is asked for."""
+    """What the functions above are asked for."""
 
-    columns: Columns | Mapping[str, Columns] | None = None
-    on_bad_row: str = "error"
-    max_rows: int | None = None
-    min_score: float | None = None
-    seed: int = 42
+    columns: Columns | Mapping[str, Columns] | None
+    on_bad_row: str
+    max_rows: int | None
+    min_score: float | None
+    seed: int
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):

@@ -14,23 +14,23 @@ from transformers import TrainerCallback
 
 
 class Progress(TrainerCallback):
-    """A progress bar with loss and pairs per second."""
+    """A progress bar with loss and pairs per second; an epoch has so many rows."""
 
-    def __init__(self, pairs_per_step: int) -> None:
-        self.pairs_per_step = pairs_per_step
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm.auto import tqdm
 
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
-        self.started, self.first = time.time(), state.global_step
+        self.started, self.first = time.time(), state.epoch or 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            speed = (state.global_step - self.first) * self.pairs_per_step / max(time.time() - self.started, 1e-9)
+            speed = (state.epoch - self.first) * self.rows / max(time.time() - self.started, 1e-9)
             logs["pairs_per_second"] = round(speed, 1)
             self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "pairs/s": f"{speed:.1f}"})
         elif logs and "eval_loss" in logs:

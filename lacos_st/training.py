@@ -128,6 +128,7 @@ def _fit(
     if config.gradient_checkpointing and not torch.cuda.is_available():
         give_memory_back()  # else the heap's holes eat most of what checkpointing saves
     set_seed(config.seed)
+    rows = sum(data[0].num_rows.values())
     model = build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.
     model.model_card_data.widget = _widget(data[1])
@@ -144,7 +145,7 @@ def _fit(
     )
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(Progress(config.batch_size * config.gradient_accumulation_steps))
+        trainer.add_callback(Progress(rows))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     before = sts_sample(model)
@@ -175,7 +176,7 @@ def _fit(
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
-        "rows": sum(data[0].num_rows.values()),
+        "rows": rows,
         "mini_batch_size": mini_batch,
         "seconds": round(time.time() - started),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),

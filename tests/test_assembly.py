@@ -2,8 +2,6 @@
 
 import pytest
 from datasets import Dataset, DatasetDict
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from lacos_st import LacosConfig, LacosSentenceTransformer
 from lacos_st.assembly import (
@@ -44,32 +42,28 @@ def write_pairs(path, rows, negatives=0):
     return str(path)
 
 
-@settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=5).filter(lambda sizes: sum(sizes) >= 20), st.integers(0, 3))
-def test_what_is_held_out_is_not_trained_on(tmp_path_factory, sizes, seed):
-    folder = tmp_path_factory.mktemp("sources")
-    paths = [write_pairs(folder / f"{i}.csv", rows, negatives=i % 2 + 1) for i, rows in enumerate(sizes)]
-    data, held = build_data(LacosConfig(train_data=paths, seed=seed))
-    assert held.column_names == ["anchor", "positive", "negative"]
-    assert len(held) == sum(sizes) // 10
-    trained = [text for part in data.values() for text in part["anchor"][:]]
-    assert sorted([*trained, *held["anchor"][:]]) == sorted(
-        f"{i} anchor {row}" for i, rows in enumerate(sizes) for row in range(rows)
-    )
-    assert all(len(part) for part in data.values())
-
-
-def test_a_row_that_occurs_twice_is_held_out_twice(tmp_path):
-    path = write_pairs(tmp_path / "x.csv", 60)
-    data, held = build_data(LacosConfig(train_data=[f"{path}@2"]))
-    assert len(held) == 12
-    assert not set(held["anchor"][:]) & set(data["x"]["anchor"][:])
-    assert len(data["x"]) == 120 - 2 * len(set(held["anchor"][:]))
+def test_evaluates_ten_times_in_the_batches_of_all_sources(tiny_bloom, tmp_path):
+    parts = {
+        name: Dataset.from_dict({"anchor": ["a"] * rows, "positive": ["b"] * rows})
+        for name, rows in (("x", 65), ("y", 640))
+    }
+    config = LacosConfig(base=str(tiny_bloom), batch_size=16, epochs=2)  # 5 + 40 batches
+    assert build_arguments(config, tmp_path, DatasetDict(parts), None, build_model(config)).eval_steps == 9
 
 
 def test_a_source_smaller_than_a_batch_is_spoken_of(tmp_path, caplog):
     small, large = (write_pairs(tmp_path / f"{name}.csv", rows) for name, rows in (("small", 30), ("large", 80)))
-    build_data(LacosConfig(train_data=[small, large], batch_size=64))
+    build_data(LacosConfig(train_data=[small, large], eval_data=[large], batch_size=64))
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "small has 30 rows: not a batch of 64, and each batch is of one source. Put small sources together."
+        "small has 30 rows: not a batch of 64, and each batch is of one source. Write small files of one kind into one."
     ]
+
+
+def test_what_is_held_out_is_no_longer_counted(tmp_path, caplog):
+    paths = [write_pairs(tmp_path / f"{name}.csv", 70) for name in ("x", "y")]
+    data, held = build_data(LacosConfig(train_data=paths, batch_size=64))
+    assert len(held) == 14
+    assert [record.args[:2] for record in caplog.records if record.levelname == "WARNING"] == [
+        (name, rows) for name, rows in data.num_rows.items() if rows < 64
+    ]
+    assert min(data.num_rows.values()) < 64

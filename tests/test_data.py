@@ -369,7 +369,7 @@ def test_fewest_negatives_win(tmp_path):
     assert len(report.notes) == 1
 
 
-def test_by_source_each_keeps_its_negatives_and_its_order(tmp_path):
+def test_by_source_each_keeps_its_negatives_and_a_lone_one_its_order(tmp_path):
     two = table(tmp_path / "two.csv", ["anchor", "positive", "negative_1", "negative_2"], [("a", "b", "c", "d")])
     one = table(tmp_path / "one.csv", ["anchor", "positive"], [(f"e{i}", "f") for i in range(50)])
     data = load_training_sources([f"{two}@3", one])

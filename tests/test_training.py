@@ -291,7 +291,7 @@ def test_one_process_at_a_time(tiny_bloom, triplets, tmp_path):
 
 def test_too_little_data_is_refused(tiny_bloom, tmp_path):
     (tmp_path / "few.csv").write_text("anchor,positive\na,b\nc,d\n")
-    with pytest.raises(LacosError, match="2 usable rows"):
+    with pytest.raises(LacosError, match="2 different pairs"):
         train(config_for(tiny_bloom, tmp_path / "few.csv", tmp_path / "model"))
 
 

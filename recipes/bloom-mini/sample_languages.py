@@ -5,7 +5,7 @@ the same, and what seems to, within a language. `across-train`: an English sente
 and the translation of another sentence that is spelt most like the right one: what means the same across languages,
 which NLI alone unlearns. All are under licences that allow commercial redistribution.
 
-Run after `sample.py`. Sentences of STS sets and of the held-out triplets are left out.
+Run after `sample.py`. Sentences of STS sets and of the held-out triplets are left out, before translating and after.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import random
 from pathlib import Path
 
 import numpy as np
-from collect import ISO, jsonl, norm, read_lines, sts_sentences
+from collect import jsonl, norm, read_lines, sts_sentences
 from sample import COLUMNS, shippable, write
 from sklearn.feature_extraction.text import TfidfVectorizer
 from translate import OF_ENGLISH, OF_SPANISH, translations
@@ -33,13 +33,13 @@ def across(data_dir: Path, forbidden: set[str], longest: int, choose: random.Ran
     found = []
     english = read_lines(data_dir / "parallel/ntrex128/eng.txt.gz")
     sources = [
-        (lang, [(r["en"], r[lang]) for r in jsonl(data_dir / f"parallel/tatoeba.en-{lang}.train.jsonl.gz")], count)
+        ([(r["en"], r[lang]) for r in jsonl(data_dir / f"parallel/tatoeba.en-{lang}.train.jsonl.gz")], count)
         for lang, count in TATOEBA.items()
     ] + [
-        (ISO[code], list(zip(english, read_lines(data_dir / f"parallel/ntrex128/{code}.txt.gz"), strict=True)), count)
+        (list(zip(english, read_lines(data_dir / f"parallel/ntrex128/{code}.txt.gz"), strict=True)), count)
         for code, count in NTREX.items()
     ]
-    for _, pairs, count in sources:
+    for pairs, count in sources:
         usable = [
             pair for pair in pairs
             if len(pair[0]) >= 12 and max(map(len, pair)) <= longest and not forbidden & {norm(text) for text in pair}
@@ -54,13 +54,20 @@ def across(data_dir: Path, forbidden: set[str], longest: int, choose: random.Ran
     return found
 
 
+def english_triplets(data_dir: Path, forbidden: set[str], longest: int) -> list[Triplet]:
+    """Those that may travel, without a forbidden sentence: translated, nobody would know it again."""
+    rows = [row for row in jsonl(data_dir / "nli/triplets.en.jsonl.gz") if shippable(row, longest)]
+    triplets = [{column: row[column] for column in COLUMNS} for row in rows]
+    return [triplet for triplet in triplets if not forbidden & {norm(text) for text in triplet.values()}]
+
+
 def translated(triplets: list[Triplet], lang: str) -> list[Triplet]:
     """Those triplets that can be translated whole, and whose three sentences then still differ."""
     sentences = list(dict.fromkeys(text for triplet in triplets for text in triplet.values()))
-    into = {
-        text: " ".join(found.get(lang, "").split()) for text, found in translations(sentences, {lang: ROUTES[lang]})
+    translation = {
+        text: " ".join(into.get(lang, "").split()) for text, into in translations(sentences, {lang: ROUTES[lang]})
     }
-    rows = [{column: into[triplet[column]] for column in COLUMNS} for triplet in triplets]
+    rows = [{column: translation[triplet[column]] for column in COLUMNS} for triplet in triplets]
     return [row for row in rows if all(row.values()) and len({norm(text) for text in row.values()}) == 3]
 
 
@@ -74,11 +81,7 @@ def main() -> None:
     args = parser.parse_args()
     choose, forbidden = random.Random(args.seed), sts_sentences(args.data_dir)
     forbidden |= {norm(row["anchor"]) for row in jsonl(args.output / "nli-dev.jsonl.gz")}
-    english = [
-        {column: row[column] for column in COLUMNS}
-        for row in jsonl(args.data_dir / "nli/triplets.en.jsonl.gz")
-        if shippable(row, args.longest)
-    ]
+    english = english_triplets(args.data_dir, forbidden, args.longest)
     samples = {lang: translated(choose.sample(english, args.translated), lang) for lang in ROUTES}
     samples["across"] = across(args.data_dir, forbidden, args.longest, choose)
     for name, rows in samples.items():
