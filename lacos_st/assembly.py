@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
-EMBEDDING_RATE, PLAIN_RATE = 1e-4, 2e-4  # learning rates over a base that makes embeddings already, and over others
+EMBEDDING_RANK, PLAIN_RANK = 4, 16  # of adapters over a base that makes embeddings already, and over others
 _SAMPLE = [
     f"{sample_path('nli-train')}@0.3",
     *(str(sample_path(f"{n}-train")) for n in ("es", "pt", "fr", "it", "across")),
@@ -70,7 +70,7 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
         model[place] = LacosPooling(model.pooling.embedding_dimension, config.pooling)
     if model.transformer.adapter_names:
         model.transformer.set_trainable()
-        kept = {key: value for key, value in adapter_settings(model).items() if value != getattr(config, key)}
+        kept = {k: value for k, value in adapter_settings(model).items() if getattr(config, k) not in (None, value)}
         if kept:
             warnings.warn(
                 f"The base has an adapter, and that one is trained on, with its own {kept}. To start a new one, merge "
@@ -78,7 +78,8 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
                 stacklevel=3,
             )
     else:
-        model.add_lora(config.lora_rank, config.lora_alpha, config.lora_dropout, tuple(config.lora_targets))
+        rank = config.lora_rank or (PLAIN_RANK if model.is_plain_checkpoint else EMBEDDING_RANK)
+        model.add_lora(rank, config.lora_alpha or 2 * rank, config.lora_dropout, tuple(config.lora_targets))
     return model
 
 
@@ -176,7 +177,6 @@ def build_arguments(
     batches = sum(-(-rows // config.batch_size) for rows in data.num_rows.values())
     steps = config.max_steps or max(1, int(batches / config.gradient_accumulation_steps * config.epochs))
     every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
-    default_rate = PLAIN_RATE if model.is_plain_checkpoint else EMBEDDING_RATE
     return SentenceTransformerTrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=config.epochs,
@@ -184,7 +184,7 @@ def build_arguments(
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
-        learning_rate=config.learning_rate or default_rate,
+        learning_rate=config.learning_rate,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
         lr_scheduler_type=config.lr_scheduler,
         weight_decay=config.weight_decay,

@@ -62,8 +62,10 @@ class LacosConfig:
         None, "tokens kept of each text, here and in the saved model; none: as the base was saved, else 128"
     )
     # -- adapter
-    lora_rank: int = _option(16, "inner dimension of the LoRA update")
-    lora_alpha: int = _option(32, "the update is scaled by alpha / rank")
+    lora_rank: int | None = _option(
+        None, "inner dimension of the LoRA update; none: 16, or 4 where the base makes embeddings already"
+    )
+    lora_alpha: int | None = _option(None, "the update is scaled by alpha / rank; none: twice the rank")
     lora_dropout: float = _option(0.05, "dropout on the adapter's input; above 0 for unlabelled sentences")
     lora_targets: list[str] = _option(
         ["query_key_value"], "linear layers to adapt: query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
@@ -93,9 +95,7 @@ class LacosConfig:
     max_steps: int | None = _option(None, "stop after so many optimiser steps, whatever the epochs")
     batch_size: int = _option(64, "pairs or triplets in a batch, on each device")
     gradient_accumulation_steps: int = _option(1, "batches to a step")
-    learning_rate: float | None = _option(
-        None, "peak learning rate of the adapter; none: 2e-4, or 1e-4 where the base makes embeddings already"
-    )
+    learning_rate: float = _option(2e-4, "peak learning rate of the adapter")
     warmup_ratio: float = _option(0.1, "share of the steps with a rising learning rate")
     lr_scheduler: Literal["linear", "cosine", "constant_with_warmup"] = _option("linear", "learning rate's course")
     weight_decay: float = _option(0.0, "AdamW's weight decay")

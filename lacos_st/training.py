@@ -29,6 +29,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 
 from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
+    PLAIN_RANK,
     TRAINING_LENGTH,
     adapter_settings,
     build_arguments,
@@ -168,11 +169,7 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     model.training_record = {
-        "recipe": {
-            **config.to_dict(),
-            **adapter_settings(model),
-            "learning_rate": trainer.args.learning_rate,
-        },
+        "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "best_metric": trainer.state.best_metric,
@@ -199,7 +196,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
         device="cuda" if torch.cuda.is_available() else "cpu",
         length=config.max_seq_length or TRAINING_LENGTH,
         texts=max(map(len, data.column_names.values())),
-        rank=config.lora_rank,
+        rank=config.lora_rank or PLAIN_RANK,
         targets=tuple(config.lora_targets),
         dropout=config.lora_dropout,
         optimizer=config.optimizer,

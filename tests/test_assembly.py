@@ -5,8 +5,8 @@ from datasets import Dataset, DatasetDict
 
 from lacos_st import LacosConfig, LacosSentenceTransformer
 from lacos_st.assembly import (
-    EMBEDDING_RATE,
-    PLAIN_RATE,
+    EMBEDDING_RANK,
+    PLAIN_RANK,
     adapter_settings,
     build_arguments,
     build_data,
@@ -20,14 +20,24 @@ def saved(tiny_bloom, tmp_path):
     return str(tmp_path / "saved")
 
 
-def test_a_base_that_makes_embeddings_already_learns_slowly(tiny_bloom, saved, tmp_path):
-    def rate(base, **options):
-        config = LacosConfig(base=str(base), **options)
-        data = DatasetDict({"rows": Dataset.from_dict({"anchor": ["a"], "positive": ["b"]})})
-        return build_arguments(config, tmp_path, data, None, build_model(config)).learning_rate
+def test_a_base_that_makes_embeddings_already_gets_a_small_adapter(tiny_bloom, saved):
+    def adapter(base, **options):
+        settings = adapter_settings(build_model(LacosConfig(base=str(base), **options)))
+        return settings["lora_rank"], settings["lora_alpha"]
 
-    assert [rate(tiny_bloom), rate(saved), rate("bloom-mini")] == [PLAIN_RATE, EMBEDDING_RATE, EMBEDDING_RATE]
-    assert rate(saved, learning_rate=1e-3) == 1e-3
+    small, large = (EMBEDDING_RANK, 2 * EMBEDDING_RANK), (PLAIN_RANK, 2 * PLAIN_RANK)
+    assert [adapter(tiny_bloom), adapter(saved), adapter("bloom-mini")] == [large, small, small]
+    assert adapter(saved, lora_rank=5) == (5, 10)
+    assert adapter(saved, lora_alpha=5) == (EMBEDDING_RANK, 5)
+
+
+def test_an_adapter_that_is_there_contradicts_no_recipe_that_is_silent(saved, tmp_path, recwarn):
+    LacosSentenceTransformer(saved).add_lora(rank=2, alpha=3, dropout=0.05).save(str(tmp_path / "trained"))
+    found = adapter_settings(build_model(LacosConfig(base=str(tmp_path / "trained"))))
+    assert (found["lora_rank"], found["lora_alpha"]) == (2, 3)
+    assert not [warning for warning in recwarn if "has an adapter" in str(warning.message)]
+    with pytest.warns(UserWarning, match="'lora_rank': 2"):
+        build_model(LacosConfig(base=str(tmp_path / "trained"), lora_rank=3))
 
 
 def test_the_adapter_is_as_the_recipe_says(saved):
