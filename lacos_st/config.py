@@ -123,8 +123,7 @@ class LacosConfig:
             if value is not None and value < least:
                 raise LacosError(f"{name}={value} must be at least {least}.")
         for name in ("scale", "epochs", "learning_rate", "max_grad_norm"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
+            if not getattr(self, name) > 0:
                 raise LacosError(f"{name}={getattr(self, name)} must be above 0.")
         for name in ("lora_dropout", "warmup_ratio"):
             if not 0 <= getattr(self, name) < 1:

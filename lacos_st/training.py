@@ -196,7 +196,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
         device="cuda" if torch.cuda.is_available() else "cpu",
         length=config.max_seq_length or TRAINING_LENGTH,
         texts=max(map(len, data.column_names.values())),
-        rank=config.lora_rank or PLAIN_RANK,
+        rank=config.lora_rank or PLAIN_RANK,  # the larger default: there is no model yet to say which it is
         targets=tuple(config.lora_targets),
         dropout=config.lora_dropout,
         optimizer=config.optimizer,
