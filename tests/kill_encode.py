@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
+from tqdm import tqdm
 
 from lacos_st.encoding import encode_file
 
@@ -39,6 +41,7 @@ def in_child(work) -> int:
     child = os.fork()
     if child == 0:
         code = 1
+        tqdm.set_lock(threading.RLock())  # the one before is shared with siblings, of which one was killed holding it
         try:
             work()
             code = 0
