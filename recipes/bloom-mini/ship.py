@@ -31,7 +31,8 @@ both sides (`is_causal: false`, which transformers reads from 5.2 on), with ALiB
 It is the base that LACoS adapts: `lacos-bloom` is this model with a LoRA adapter.
 
 A sentence embedding, of {width} dimensions, is a fixed random layer with ReLU over every token's state (`1_Dense/`),
-the mean of all tokens (`2_Pooling/`), and a layer norm that centres it (`3_LayerNorm/`); the tokenizer appends `</s>`.
+the mean of all tokens (`2_Pooling/`), and a layer norm that centres it and adds some of what sentences have in common
+(`3_LayerNorm/`); the tokenizer appends `</s>`.
 Behind it `lacos_st` puts {sketch} more (`lexical/`): which tokens the sentence has, each as loud as it is rare in the
 sentence's language, with a share in the cosine that the language has, from {least} (English) to {most}.
 The last two dimensions of a state are silent: the model keeps there what a token should not say.

@@ -28,7 +28,8 @@ def main() -> None:
         model = BloomModel(config)  # transformers cannot save a model that it has dequantised
         model.load_state_dict(weights)
         save(model, args.output, base)
-        shutil.copytree(base / SKETCH, args.output / SKETCH)
+        for folder in (SKETCH, "1_Dense", "3_LayerNorm"):  # a bias that `typical.py` made is the base's
+            shutil.copytree(base / folder, args.output / folder, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":
