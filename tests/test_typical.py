@@ -14,6 +14,7 @@ from lacos_st.bloom import LacosBloomModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import typical
+import unpack
 from student import config, save
 
 NEWS = {"en": 30, "es": 50, "th": 20}  # Thai is a language that does not count
@@ -47,6 +48,17 @@ def test_the_bias_is_both_means_however_often(tmp_path, monkeypatch):
 
     ours = LacosSentenceTransformer(tmp_path / "after", transformer_options={"quantization": "none"})
     np.testing.assert_allclose(ours.encode(kinds[0]), after.encode(kinds[0]), atol=1e-4)
+
+
+def test_the_shipped_base_unpacked_says_what_it_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["unpack.py", str(tmp_path / "base")])
+    unpack.main()
+    stock = SentenceTransformer(str(tmp_path / "base"))
+    assert stock[-1].norm.bias.norm() > 1
+    texts = typical.statements()[:40]
+    said = LacosSentenceTransformer("bloom-mini").encode(texts, truncate_dim=512, normalize_embeddings=True)
+    cosine = (stock.encode(texts, normalize_embeddings=True) * said).sum(1)
+    assert cosine.min() > 0.999
 
 
 def test_sentences_are_as_many_of_each_language_that_counts(tmp_path, monkeypatch):
