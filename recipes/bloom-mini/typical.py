@@ -7,8 +7,8 @@ With a short m added to embeddings a and b of unit length, their cosine is to th
 so two sentences that are each as m says count as more alike, and two that are not as less. If m is the mean embedding,
 that is: two that are like most others. People judge so too, in every genre of STS-B (`docs/log.md`); whitening, which
 takes the mean away, loses what this gains. What is typical is one thing in news and another in NLI's premises and
-hypotheses, and the mean of either alone costs languages of their own or pairs across languages what it brings others
-(news, of all 30 languages: across -0.9; captions: single languages -0.1). So m has as much of each.
+hypotheses: the mean of news alone costs pairs across languages 0.9, that of the others alone single languages 0.1. So
+m has as much of each.
 
 The layer norm has a bias, which was zero: nothing is trained, no byte is added, and states are what they were.
 
