@@ -41,8 +41,8 @@ def in_child(work) -> int:
     child = os.fork()
     if child == 0:
         code = 1
-        tqdm.set_lock(threading.RLock())  # the one before is shared with siblings, of which one was killed holding it
         try:
+            tqdm.set_lock(threading.RLock())  # the one before is shared with siblings, and one was killed holding it
             work()
             code = 0
         finally:

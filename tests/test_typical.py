@@ -13,6 +13,7 @@ from lacos_st import LacosSentenceTransformer, embedded
 from lacos_st.bloom import LacosBloomModel
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
+import ship
 import typical
 import unpack
 from student import config, save
@@ -50,7 +51,7 @@ def test_the_bias_is_both_means_however_often(tmp_path, monkeypatch):
     np.testing.assert_allclose(ours.encode(kinds[0]), after.encode(kinds[0]), atol=1e-4)
 
 
-def test_the_shipped_base_unpacked_says_what_it_said(tmp_path, monkeypatch):
+def test_the_shipped_base_unpacked_says_what_it_said_and_ships_again(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["unpack.py", str(tmp_path / "base")])
     unpack.main()
     stock = SentenceTransformer(str(tmp_path / "base"))
@@ -59,6 +60,15 @@ def test_the_shipped_base_unpacked_says_what_it_said(tmp_path, monkeypatch):
     said = LacosSentenceTransformer("bloom-mini").encode(texts, truncate_dim=512, normalize_embeddings=True)
     cosine = (stock.encode(texts, normalize_embeddings=True) * said).sum(1)
     assert cosine.min() > 0.999
+
+    embedded.unpack("bloom-mini", tmp_path / "work")  # its sketch is where `lexical.py` leaves one
+    (tmp_path / "work/sources.json").write_text('{"sources": {}, "sentences": []}')
+    paths = [tmp_path / "base", "--output", tmp_path / "shipped", "--work-dir", tmp_path / "work"]
+    monkeypatch.setattr(sys, "argv", ["ship.py", *map(str, paths)])
+    ship.main()
+    for name in ("1_Dense", "3_LayerNorm", "lexical"):
+        file = f"{name}/model.safetensors"
+        assert (tmp_path / "shipped" / file).read_bytes() == (embedded.ASSETS / "bloom-mini" / file).read_bytes()
 
 
 def test_sentences_are_as_many_of_each_language_that_counts(tmp_path, monkeypatch):

@@ -94,6 +94,8 @@ def main() -> None:
     sentences = LacosSentenceTransformer(
         args.model, transformer_options={"quantization": "none", "max_seq_length": 128}
     )
+    if isinstance(sentences[-1], LexicalSketch):  # of a checkpoint that was the shipped base: `lexical.py` counts anew
+        del sentences[-1]
     width, sketch = sentences.get_embedding_dimension(), LexicalSketch.load(str(args.work_dir), SKETCH)
     sentences.append(sketch)
     with tempfile.TemporaryDirectory() as folder:
