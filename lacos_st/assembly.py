@@ -106,7 +106,8 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
     """Rows to train on, and held-out rows that choose the best step.
 
     Args:
-        config: The recipe.
+        config: The recipe. Its `columns` and `min_score` are for `train_data`; `eval_data` without these columns are
+            read by their names, and need no scores.
 
     Returns:
         (training by source: the Trainer draws each batch from one, held-out).
@@ -123,7 +124,7 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
     data = load_training_sources(config.train_data or _SAMPLE, max_rows=config.max_rows, **options)
     eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
     if eval_sources:
-        held = load_training_data(eval_sources, **options)
+        held = load_training_data(eval_sources, if_present=True, **options)
     else:
         data, held = hold_out(data, config.seed)
     for name, part in data.items():
@@ -205,6 +206,7 @@ def build_arguments(
         metric_for_best_model=f"eval_{evaluator.primary_metric}" if evaluator else "eval_loss",
         greater_is_better=evaluator.greater_is_better if evaluator else False,
         logging_steps=config.logging_steps,
+        disable_tqdm=False,  # by default a quiet `transformers`, as the command line has it, leaves progress out too
         report_to=config.report_to or "none",
         restore_callback_states_from_checkpoint=True,  # early stopping counts on
         dataloader_pin_memory=not on_cpu,

@@ -18,8 +18,9 @@ way round would train the opposite.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
@@ -76,11 +77,15 @@ class Layout:
         kind: What the source holds, see the head of this file.
         texts: The columns of text: text | anchor, positive, negatives... | premise, hypothesis.
         extra: The column of the label or the score, if the kind has one.
+        by_name: Whether the columns were found by their names.
+        negatives: Number of negatives in a row -> such rows of a "tuple" source that `examples` has seen.
     """
 
     kind: Literal["text", "tuple", "nli", "scored"]
     texts: tuple[str, ...]
     extra: str | None = None
+    by_name: bool = False
+    negatives: Counter[int] = field(default_factory=Counter, compare=False)
 
     @property
     def columns(self) -> list[str]:
@@ -99,7 +104,11 @@ class Layout:
         anchor, positive, *negatives = self.texts
         first = text_of(values, anchor)
         rest = [text for name in negatives for text in _texts_of(values, name)]
-        return [(first, text, *rest) for text in _texts_of(values, positive)]
+        examples = [(first, text, *rest) for text in _texts_of(values, positive)]
+        # a later JSON line may have negatives under names that the first one has not
+        others = [name for name, value in values.items() if self.by_name and value and name not in self.texts]
+        self.negatives[len(rest) + sum(map(_is_negative, others))] += 1
+        return examples
 
     def label(self, row: Row) -> int:
         """Return 0 for entailment, 1 for neutral, 2 for contradiction, -1 for unlabelled.
@@ -178,7 +187,7 @@ def _checked(value: Any, name: str) -> str:
     return value
 
 
-def layout_of(table: Table, columns: Columns | None = None) -> Layout:
+def layout_of(table: Table, columns: Columns | None = None, if_present: bool = False) -> Layout:
     """Find out how to read a source.
 
     Args:
@@ -186,12 +195,18 @@ def layout_of(table: Table, columns: Columns | None = None) -> Layout:
         columns: What to read instead of what the names say: `[anchor, positive, negative...]`, `[text]`,
             entries of the form `role=column`, or a mapping from role to column. Roles: those of `NAMES`, and
             `negative` (one column or several).
+        if_present: Where one of `columns` does not exist, go by the names instead.
 
     Raises:
         DataError: A named column does not exist, or no layout fits the names.
     """
     first = table.first()
-    roles = _given(table, first, columns) if columns else _detected(table, first)
+    roles = _given(columns) if columns else {}
+    missing = [name for given in roles.values() for name in given if name not in first.values]
+    if missing and not if_present:
+        raise DataError(f"{table.name} has no column {missing[0]!r}; it has {', '.join(map(repr, first.values))}.")
+    if missing or not columns:
+        columns, roles = None, _detected(table, first)
     names = list(first.values)
     found = ", ".join(map(repr, names))
     negatives = roles.get("negative", [])
@@ -200,17 +215,17 @@ def layout_of(table: Table, columns: Columns | None = None) -> Layout:
     if "anchor" in roles and "positive" in roles:
         pair = (roles["anchor"][0], roles["positive"][0])
         if negatives:
-            return Layout("tuple", (*pair, *negatives))
+            return Layout("tuple", (*pair, *negatives), by_name=not columns)
         if "score" in roles:
             return Layout("scored", pair, roles["score"][0])
         if "label" in roles:
             return _labelled(table, first, pair, roles["label"][0])
-        return Layout("tuple", pair)
+        return Layout("tuple", pair, by_name=not columns)
     if "text" in roles:
         return Layout("text", (roles["text"][0],))
     readable = all(isinstance(v, str) and not _NO_TEXT.fullmatch(k.lower()) for k, v in first.values.items())
-    if not columns and not roles and readable and len(names) <= 2:
-        return Layout("text", (names[0],)) if len(names) == 1 else Layout("tuple", (names[0], names[1]))
+    if not columns and not roles and readable and len(names) in (1, 2):
+        return Layout("tuple" if len(names) == 2 else "text", tuple(names), by_name=True)
     raise DataError(
         f"{table.name}: cannot tell which columns to train on; it has {found}. Known are anchor and positive "
         "(also query/answer, sentence1/sentence2, question1/question2) with optional negatives; premise, "
@@ -234,11 +249,10 @@ def _labelled(table: Table, first: Row, pair: tuple[str, str], column: str) -> L
 def _detected(table: Table, first: Row) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for name in first.values:
-        plain = re.sub(r"[\s-]+", "_", name.strip().lower())
         for role, known in NAMES.items():
-            if plain in known:
+            if _plain(name) in known:
                 roles.setdefault(role, []).append(name)
-        if _NEGATIVE.fullmatch(plain):
+        if _is_negative(name):
             roles.setdefault("negative", []).append(name)
     for role, names in roles.items():
         if role != "negative" and len(names) > 1:
@@ -249,7 +263,15 @@ def _detected(table: Table, first: Row) -> dict[str, list[str]]:
     return roles
 
 
-def _given(table: Table, first: Row, columns: Columns) -> dict[str, list[str]]:
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _is_negative(name: str) -> bool:
+    return _NEGATIVE.fullmatch(_plain(name)) is not None
+
+
+def _given(columns: Columns) -> dict[str, list[str]]:
     if isinstance(columns, str):
         columns = [columns]
     if not isinstance(columns, Mapping):
@@ -268,8 +290,5 @@ def _given(table: Table, first: Row, columns: Columns) -> dict[str, list[str]]:
             raise DataError(f"columns has the unknown role {role!r}. Known: {', '.join(NAMES)}, negative.")
         if role != "negative" and not isinstance(names, str) and len(names) != 1:
             raise DataError(f"columns names {len(names)} columns for the role {role!r}, which takes one.")
-        for name in [names] if isinstance(names, str) else names:
-            if name not in first.values:
-                raise DataError(f"{table.name} has no column {name!r}; it has {', '.join(map(repr, first.values))}.")
-            roles.setdefault(role, []).append(name)
+        roles[role] = [names] if isinstance(names, str) else list(names)
     return roles

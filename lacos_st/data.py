@@ -15,7 +15,8 @@ Decisions, each where it can surprise:
   gives one for each source; of these the Trainer draws each batch from one, so that what a batch contrasts is of one
   language or kind. `lacos_st.train` takes these: docs/ablations.md.
 * **Negatives.** Rows of one data set have the same columns. By source each keeps all its negatives. Mixed, the result
-  has as many as the source with the fewest, the rest is dropped, and the report says so.
+  has as many as the source with the fewest, the rest is dropped, and the report says so. Within a source the first row
+  says how many: more are dropped, and the report says so; fewer are a mistake.
 * **Duplicates.** A row whose texts, all of them, equal those of an earlier one, whitespace aside, is dropped, across
   sources too. Texts themselves stay exactly as they are.
 * **Weights.** `path@W`: each distinct row of that source is seen W times an epoch: `@2` twice, `@0.5` a
@@ -60,7 +61,7 @@ class DataReport:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        return "\n".join([*map(str, self.sources), *self.notes, f"{self.rows:,} training rows"])
+        return "\n".join([*map(str, self.sources), *self.notes, f"{self.rows:,} rows"])
 
 
 def _log(report: DataReport) -> None:
@@ -69,7 +70,7 @@ def _log(report: DataReport) -> None:
             logger.info(line)
     for note in report.notes:
         logger.warning(note)
-    logger.info("%s training rows", f"{report.rows:,}")
+    logger.info("%s rows", f"{report.rows:,}")
 
 
 def load_training_data(
@@ -79,6 +80,7 @@ def load_training_data(
     on_bad_row: Literal["error", "skip"] = "error",
     max_rows: int | None = None,
     min_score: float | None = None,
+    if_present: bool = False,
     seed: int = 42,
     on_report: Callable[[DataReport], None] = _log,
 ) -> datasets.Dataset:
@@ -94,6 +96,8 @@ def load_training_data(
             them.
         max_rows: Take a random sample of so many rows. Default: all.
         min_score: Use pairs with a score of at least this. Needed if there is a score, and only then.
+        if_present: Take `columns` and `min_score` as made for other data: a source without these columns is read by
+            its names, and no source needs scores.
         seed: Of the sample, the mixture and fractional weights.
         on_report: Called with the `DataReport`. Default: it is logged, its notes as warnings.
 
@@ -113,9 +117,8 @@ def load_training_data(
         >>> load_training_data(path)[0]
         {'anchor': 'A dog runs.', 'positive': 'An animal moves.', 'negative': 'A dog sleeps.'}
     """
-    settings = _Settings(columns, on_bad_row, max_rows, min_score, seed)
-    parts, weights = _read_all(sources, settings)
-    report = DataReport([part.report for part in parts])
+    settings = _Settings(columns, on_bad_row, max_rows, min_score, seed, if_present)
+    parts, weights, report = _read_all(sources, settings)
     negatives = min(part.negatives for part in parts)
     for part in parts:
         if part.negatives > negatives:
@@ -168,8 +171,7 @@ def load_training_sources(
     import datasets
 
     settings = _Settings(columns, on_bad_row, max_rows, min_score, seed)
-    parts, weights = _read_all(sources, settings)
-    report = DataReport([part.report for part in parts])
+    parts, weights, report = _read_all(sources, settings)
     tables = [part.table(part.negatives) for part in parts]
     rows, fingerprint = _choose(tables, weights, settings, report)
     on_report(report)
@@ -198,6 +200,7 @@ class _Settings:
     max_rows: int | None
     min_score: float | None
     seed: int
+    if_present: bool = False
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ("error", "skip"):
@@ -206,8 +209,8 @@ class _Settings:
             raise DataError(f"max_rows={self.max_rows} must be at least 1.")
 
 
-def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[float]]:
-    """Every source's examples, and its weight."""
+def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[float], DataReport]:
+    """Every source's examples, its weight, and what became of it."""
     weighted = _weighted(sources)
     columns = settings.columns
     per_source = isinstance(columns, Mapping) and any(name in columns for name, _ in weighted)
@@ -215,17 +218,26 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
         strange = set(columns) - {name for name, _ in weighted}
         if strange:
             raise DataError(f"columns names {sorted(strange)[0]!r}, which is none of the sources.")
-    parts = []
+    parts, notes = [], []
     for name, _ in weighted:
         chosen: Any = columns.get(name) if per_source and isinstance(columns, Mapping) else columns
         table = open_source(name)
-        parts.append(read_source(table, layout_of(table, chosen), settings.on_bad_row, settings.min_score))
-    if settings.min_score is not None and not any(part.report.kind == "scored" for part in parts):
+        layout = layout_of(table, chosen, settings.if_present)
+        part = read_source(table, layout, settings.on_bad_row, settings.min_score)
+        parts.append(part)
+        cut = sum(rows for negatives, rows in layout.negatives.items() if negatives > part.negatives)
+        if cut:
+            notes.append(
+                f"{name}: {cut:,} row(s) have more negatives than the first, which has {part.negatives}: "
+                f"{part.negatives} kept. Give every row as many."
+            )
+    scored = any(part.report.kind == "scored" for part in parts)
+    if settings.min_score is not None and not scored and not settings.if_present:
         raise DataError(
             f"min_score={settings.min_score} is set, and no source is read with scores. Leave it out, or name the "
             "columns: columns=['anchor=...', 'positive=...', 'score=...']."
         )
-    return parts, [weight for _, weight in weighted]
+    return parts, [weight for _, weight in weighted], DataReport([part.report for part in parts], notes=notes)
 
 
 def _choose(

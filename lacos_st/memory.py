@@ -21,8 +21,10 @@ the resident process from before the weights were loaded, with an allowance for 
 keep (`_CPU_OVERHEAD`). Modules that a base has after its transformer are not counted.
 """
 
+import json
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -245,11 +247,13 @@ _PUBLISHED = {
 }
 
 
-def base_config(name: str) -> Any:
+def base_config(name: str, revision: str | None = None) -> Any:
     """Configuration of a base, without its weights.
 
     Args:
-        name: One of BLOOM's published sizes (no network needed), a local directory, an embedded or a Hub name.
+        name: One of BLOOM's published sizes (no network needed), a local directory, an embedded or a Hub name; of
+            adapters that lie there without their base, the base counts.
+        revision: Of a name on the Hub.
 
     Returns:
         A `transformers.BloomConfig`.
@@ -258,16 +262,20 @@ def base_config(name: str) -> Any:
         LacosError: There is no such model, or it is no BLOOM.
     """
     from transformers import AutoConfig, BloomConfig
+    from transformers.utils import find_adapter_config_file
 
-    from lacos_st.embedded import EMBEDDED, embedded_directory
+    from lacos_st.names import resolve
 
     if name in _PUBLISHED and not os.path.isdir(name):
         hidden, layers, heads = _PUBLISHED[name]
         return BloomConfig(vocab_size=250880, hidden_size=hidden, n_layer=layers, n_head=heads)
-    if name in EMBEDDED and not os.path.isdir(name):
-        name = str(embedded_directory(name))
+    source = resolve(name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        if adapter := find_adapter_config_file(source, revision=revision):
+            return base_config(json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except LacosError:  # of its base
+        raise
     except (OSError, ValueError) as error:
         raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
     if config.model_type != "bloom":

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 
 
 class Progress(TrainerCallback):
-    """A progress bar with loss and pairs per second; an epoch has so many rows."""
+    """A progress bar with loss and pairs per second, lines where there is no terminal; an epoch has so many rows."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -22,7 +22,10 @@ class Progress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm.auto import tqdm
 
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        begun = state.global_step
+        self.bar = tqdm(total=state.max_steps, initial=begun, desc="training", unit="step", disable=None)
+        if begun:
+            self.bar.write(f"going on from step {begun} of {state.max_steps}")
         self.started, self.first = time.time(), state.epoch or 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -32,7 +35,10 @@ class Progress(TrainerCallback):
         if logs and "loss" in logs:
             speed = (state.epoch - self.first) * self.rows / max(time.time() - self.started, 1e-9)
             logs["pairs_per_second"] = round(speed, 1)
-            self.bar.set_postfix({"loss": f"{float(logs['loss']):.3f}", "pairs/s": f"{speed:.1f}"})
+            loss = f"{float(logs['loss']):.3f}"
+            self.bar.set_postfix({"loss": loss, "pairs/s": f"{speed:.1f}"})
+            if self.bar.disable:
+                self.bar.write(f"step {state.global_step} of {state.max_steps}: loss {loss}, {speed:.1f} pairs/s")
         elif logs and "eval_loss" in logs:
             self.bar.write(f"step {state.global_step}: held-out loss {float(logs['eval_loss']):.4f}")
 

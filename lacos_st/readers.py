@@ -286,10 +286,34 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     number = 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise DataError(f"{path} names column {twice[0]!r} twice.")
             for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
-                for values in batch.to_pylist():
+                for cells in zip(*map(_cells, batch.columns), strict=True):
                     number += 1
-                    yield Row(number, values)
+                    values = dict(zip(batch.schema.names, cells, strict=True))
+                    bad = [name for name, cell in values.items() if isinstance(cell, Exception)]
+                    if bad and columns is not None:  # a column that nobody asked for spoils no row
+                        yield Row(number, {}, f"column {bad[0]!r} cannot be read: {values[bad[0]]}")
+                    else:
+                        yield Row(number, values)
     except (pyarrow.ArrowException, OSError) as error:
         what = "is no readable Parquet file" if number == 0 else f"cannot be read after row {number}"
         raise DataError(f"{path} {what}: {str(error).splitlines()[0]}") from error
+
+
+def _cells(column: Any) -> list[Any]:
+    """The values of an Arrow array; where Python cannot hold one (no UTF-8, a date out of range), the error."""
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return [_cell(scalar) for scalar in column]
+
+
+def _cell(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError) as error:
+        return error

@@ -12,6 +12,7 @@ from lacos_st.assembly import (
     build_data,
     build_model,
 )
+from lacos_st.errors import LacosError
 
 
 @pytest.fixture
@@ -67,6 +68,32 @@ def test_a_source_smaller_than_a_batch_is_spoken_of(tmp_path, caplog):
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "small has 30 rows: not a batch of 64, and each batch is of one source. Write small files of one kind into one."
     ]
+
+
+@pytest.mark.parametrize(
+    ("header", "recipe", "message"),
+    [
+        ("sentence1,sentence2,score", {"min_score": 3}, "no source is read with scores"),
+        ("first,second,note", {"columns": ["first", "second"]}, "has no column 'first'"),
+    ],
+)
+def test_what_is_said_of_training_data_is_not_asked_of_eval_data(tmp_path, header, recipe, message):
+    lines = [f"a{i},b{i},{i % 6}" for i in range(60)]
+    (tmp_path / "x.csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    pairs = write_pairs(tmp_path / "pairs.csv", 5)
+    data, held = build_data(LacosConfig(train_data=[str(tmp_path / "x.csv")], eval_data=[pairs], **recipe))
+    assert (data["x"].num_rows, held.num_rows) == (30 if "min_score" in recipe else 60, 5)
+    with pytest.raises(LacosError, match=message):
+        build_data(LacosConfig(train_data=[pairs], eval_data=[pairs], **recipe))
+
+
+def test_columns_and_scores_of_eval_data_count_where_it_has_them(tmp_path):
+    rows = "\n".join(f"a{i},b{i},{i % 6}" for i in range(60))
+    (tmp_path / "x.csv").write_text(f"first,second,mark\n{rows}\n", encoding="utf-8")
+    columns = ["anchor=first", "positive=second", "score=mark"]
+    paths = [str(tmp_path / "x.csv")]
+    _, held = build_data(LacosConfig(train_data=paths, eval_data=paths, columns=columns, min_score=5))
+    assert held.num_rows == 10
 
 
 def test_what_is_held_out_is_no_longer_counted(tmp_path, caplog):

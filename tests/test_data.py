@@ -133,6 +133,36 @@ def test_parquet_reads_only_the_columns_it_needs(tmp_path):
     assert texts(load_training_data(path)) == [("a", "b")]
 
 
+NO_UTF8 = pa.StringArray.from_buffers(3, pa.array([0, 1, 3, 4], pa.int32()).buffers()[1], pa.py_buffer(b"ab\xe9c"))
+
+
+def test_a_parquet_cell_that_cannot_be_read_spoils_its_row(tmp_path):
+    path = tmp_path / "x.parquet"
+    lists = pa.ListArray.from_arrays([0, 1, 2, 3], NO_UTF8)
+    for column in (NO_UTF8, NO_UTF8.dictionary_encode(), lists):
+        pq.write_table(pa.table({"anchor": ["x", "y", "z"], "positive": column}), path)
+        with pytest.raises(DataError, match=r"x\.parquet, row 2: column 'positive' cannot be read: .*byte 0xe9"):
+            load_training_data(path)
+        data, report = load_and_report(path, on_bad_row="skip")
+        assert texts(data) == [("x", "a"), ("z", "c")]
+        assert (report.sources[0].read, report.sources[0].bad) == (3, 1)
+
+
+def test_a_parquet_cell_that_nobody_asked_for_spoils_nothing(tmp_path):
+    path = tmp_path / "x.parquet"
+    far = pa.array([2**50] * 3, pa.timestamp("ms"))
+    pq.write_table(pa.table({"when": far, "note": NO_UTF8, "anchor": ["a", "b", "c"], "positive": list("def")}), path)
+    assert texts(load_training_data(path)) == [("a", "d"), ("b", "e"), ("c", "f")]
+    assert list(open_file(path).first().values) == ["when", "note", "anchor", "positive"]
+
+
+def test_a_column_of_parquet_occurs_once(tmp_path):
+    names = ["anchor", "positive", "positive"]
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=names), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet names column 'positive' twice"):
+        load_training_data(tmp_path / "x.parquet")
+
+
 # -- what columns mean
 
 
@@ -168,8 +198,25 @@ def test_lists_of_positives_and_negatives(tmp_path):
     path = write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, lines)))
     with pytest.raises(DataError, match=r"x\.jsonl:3: 1 negatives where the first row has 2"):
         load_training_data(path)
-    data = load_training_data(path, on_bad_row="skip")
+    data, report = load_and_report(path, on_bad_row="skip")
     assert texts(data) == [("q1", "p1", "n1", "n2"), ("q1", "p2", "n1", "n2"), ("q2", "p3", "n3", "n4")]
+    assert report.notes == [
+        f"{path}: 1 row(s) have more negatives than the first, which has 2: 2 kept. Give every row as many."
+    ]
+
+
+@pytest.mark.parametrize("first", ['{"anchor": "a", "positive": "b"}', '["a", "b"]', '{"en": "a", "fr": "b"}'])
+def test_negatives_that_the_first_row_has_not_are_counted(tmp_path, first):
+    keys = list(json.loads(first)) if first.startswith("{") else ["anchor", "positive"]
+    rows = [dict(zip(keys, ("c", "d"), strict=True)) | {"Hard-Negative": value} for value in (["e"], None, [], "f")]
+    path = write(tmp_path / "x.jsonl", "\n".join([first, *map(json.dumps, rows)]))
+    notes = [f"{path}: 2 row(s) have more negatives than the first, which has 0: 0 kept. Give every row as many."]
+    data, report = load_and_report(path)
+    assert (texts(data), report.notes) == ([("a", "b"), ("c", "d")], notes)
+    load_training_sources(path, on_report=lambda report: notes.append(*report.notes))
+    assert notes[0] == notes[1]
+    _, report = load_and_report(path, columns=keys)  # said to be left out
+    assert report.notes == []
 
 
 @pytest.mark.parametrize(
@@ -558,6 +605,7 @@ WHOLE_FILES = [
     ("x.csv", b"id,title\na,b\n", "cannot tell which columns to train on; it has 'id', 'title'"),
     ("x.csv", b"query,sentence1,answer\na,b,c\n", "'query' and 'sentence1' could each be the anchor"),
     ("x.csv", b"premise,hypothesis\na,b\n", "cannot tell which columns"),
+    ("x.jsonl", b"{}\n", "cannot tell which columns"),
     ("x.csv", b"premise,hypothesis,label\na,b,1\n", "gives no training row: 1 read, 0 bad, the others without an ent"),
     ("x.json", b'[\n{"anchor": "a"}]', "First problem: .*x.json:1: not valid JSON.*jq -c"),
     ("x.json", b'[{"anchor": "a"}]', "First problem: .*x.json:1: an object .*jq -c"),

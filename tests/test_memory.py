@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BloomConfig
+from transformers import AutoConfig, BloomConfig
 
 from lacos_st import memory
 from lacos_st.errors import LacosError
-from lacos_st.memory import auto_batch_size, predict, reset_peak, resident_bytes
+from lacos_st.memory import auto_batch_size, base_config, predict, reset_peak, resident_bytes
 
 ROOT = Path(__file__).parents[1]
 SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
@@ -107,6 +107,35 @@ def test_batch_size_fills_the_budget():
     with pytest.raises(LacosError, match=r"0\.1 GB are free on cpu"):
         auto_batch_size(SMALL, available=1e8)
     assert auto_batch_size(BloomConfig(vocab_size=99, hidden_size=16, n_layer=1, n_head=2)) >= 1
+
+
+@pytest.mark.parametrize("name", ["by-reference", "checkpoint-7"])
+def test_an_adapter_without_its_base_counts_as_that(tiny_bloom, tiny_model, tmp_path, name):
+    saved = tmp_path / name
+    tiny_model.save_pretrained(str(saved), self_contained=False)
+    assert not (saved / "config.json").exists()
+    assert base_config(str(saved)).to_dict() == base_config(str(tiny_bloom)).to_dict()
+    config = json.loads((saved / "adapter_config.json").read_text(encoding="utf-8"))
+    for base, message in (("bigscience/bloom-7b1", None), (str(tmp_path / "moved"), "no directory '.*moved'")):
+        content = json.dumps({**config, "base_model_name_or_path": base})
+        (saved / "adapter_config.json").write_text(content, encoding="utf-8")
+        if message:
+            with pytest.raises(LacosError, match=message):
+                base_config(str(saved))
+        else:
+            assert base_config(str(saved)).hidden_size == 4096
+
+
+def test_a_base_on_the_hub_is_asked_for_by_its_revision(monkeypatch):
+    asked = []
+
+    def from_pretrained(name, revision):
+        asked.append((name, revision))
+        return SMALL
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", from_pretrained)
+    assert base_config("owner/bloom", "v2") is SMALL
+    assert asked == [("owner/bloom", "v2")]
 
 
 def test_errors_name_the_value():
