@@ -17,7 +17,8 @@ import errno
 import json
 import os
 import re
-import shutil
+import tempfile
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 
@@ -33,6 +34,8 @@ from lacos_st.frozen import is_trained
 
 RECORD, SKETCH = "lacos.json", "lexical"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
+_WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def write_base(model: PreTrainedModel, root: Path) -> None:
@@ -162,34 +165,67 @@ def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
     return is_checkpoint(path) and (Path(path) / "adapter_config.json").is_file()
 
 
+def stage_for(target: Path) -> Path:
+    """Make a directory for a model to be written to, on the file system on which it is to lie.
+
+    It is beside the target, or in it where the target is a mount point, and leads nowhere by a link.
+    """
+    home = target.resolve()
+    home.parent.mkdir(parents=True, exist_ok=True)
+    mounted = home.is_dir() and home.stat().st_dev != home.parent.stat().st_dev
+    return Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home if mounted else home.parent))
+
+
 def move_into(stage: Path, target: Path) -> None:
-    """Put a complete staged model in place: by one rename where possible, else file by file, listings last."""
-    stage.chmod(0o755)
+    """Put a complete staged model in place: by one rename where possible, else file by file, listings last.
+
+    Of a model that lay there, what the new one has not is taken away. Anything else is left as it is.
+    """
+    for path in (stage, *stage.rglob("*")):  # safetensors and temporary folders are for one's own eyes
+        path.chmod(0o755 if path.is_dir() else 0o644)
     if not target.exists():
         stage.rename(target)
         return
+    kinds = ("*", "adapter/**/*", f"{SKETCH}/*") if (target / "modules.json").is_file() else ()
+    found = [file for kind in kinds for file in target.glob(kind) if _is_ours(file.relative_to(target))]
+    replaced = sorted(found, key=lambda file: -len(file.parts))  # folders in folders first
     files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
     files.sort(key=lambda file: file.name == "modules.json")
     for file in files:
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(stage / file, target / file)
-    names = {str(file) for file in files}
-    kinds = ("config.json", "*.safetensors*", "adapter*", "adapter/**/*", f"{SKETCH}/*")
-    for old in [path for kind in kinds for path in target.glob(kind)]:
-        if old.is_file() and str(old.relative_to(target)) not in names:
+    for old in replaced:
+        if old.relative_to(target) not in files:
             old.unlink()
-    if (target / "adapter").is_dir() and not any((target / "adapter").rglob("*.*")):
-        shutil.rmtree(target / "adapter")
+            with suppress(OSError):  # of an adapter or a sketch that is no more
+                old.parent.rmdir()
 
 
-def disk_error(error: OSError, target: Path) -> LacosError:
-    """What to tell the user whose disk did not take a model."""
+def _is_ours(file: Path) -> bool:
+    """Whether a file below a model's directory is one that a later model may have to be without."""
+    folder, name = file.parts[:-1], file.name
+    if folder[:1] == ("adapter",):
+        return name in _ADAPTER
+    if folder == (SKETCH,):
+        return name in ("config.json", "model.safetensors")
+    return not folder and (name in ("config.json", "training.json", *_ADAPTER) or bool(_WEIGHTS.fullmatch(name)))
+
+
+def disk_error(error: Exception, target: Path) -> LacosError:
+    """What to tell the user whose disk did not take a model.
+
+    Args:
+        error: The operating system's, or that of safetensors, which has its number in its text.
+        target: What was to be written.
+    """
     reason = {
         errno.ENOSPC: "the disk is full",
         errno.EACCES: "it is not writable",
         errno.EROFS: "it is read-only",
     }
+    told = re.search(r"os error (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
     return LacosError(
-        f"Saving to {str(target)!r} failed: {reason.get(error.errno or 0, str(error))}. Nothing that was there has "
+        f"Saving to {str(target)!r} failed: {reason.get(number, str(error))}. Nothing that was there has "
         "changed; free space or choose another directory and save again."
     )

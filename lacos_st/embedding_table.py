@@ -83,6 +83,12 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
             table[part] = self.weight.data[part] * (self.absmax[part].float() * (1 / 127))[:, None]
         return table
 
+    def add_(self, delta: Tensor) -> None:
+        """Add an update (V, H) to the table: in float, then quantised again row by row."""
+        rows, absmax = quantize_table(self.dequantize(torch.float32) + delta.float())
+        self.weight.data.copy_(rows)
+        self.absmax.copy_(absmax)
+
     def _apply(self, fn: Any, recurse: bool = True) -> "LacosEmbedding8bit":
         absmax = self.absmax
         super()._apply(fn, recurse)
@@ -120,8 +126,12 @@ def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> n
     Returns:
         ``model``. Nothing happens if the table is 8-bit already.
     """
-    table = model.get_input_embeddings()  # type: ignore[operator]
+    looked_up = model.get_input_embeddings()  # type: ignore[operator]
+    table = getattr(looked_up, "base_layer", looked_up)  # an adapter may lie over it
     if not isinstance(table, LacosEmbedding8bit):
         quantized = LacosEmbedding8bit(table.weight, dtype or table.weight.dtype, table.padding_idx)
-        model.set_input_embeddings(quantized)  # type: ignore[operator]
+        if table is looked_up:
+            model.set_input_embeddings(quantized)  # type: ignore[operator]
+        else:
+            looked_up.base_layer = quantized
     return model

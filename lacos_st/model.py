@@ -15,22 +15,27 @@ It is ST's class with three differences.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import bitsandbytes as bnb
+from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from torch import nn
 
-from lacos_st.artifact import SKETCH, AdapterCheckpoint, disk_error, is_adapter_checkpoint, is_checkpoint, move_into
+from lacos_st.artifact import (
+    SKETCH,
+    AdapterCheckpoint,
+    disk_error,
+    is_adapter_checkpoint,
+    is_checkpoint,
+    move_into,
+    stage_for,
+)
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
@@ -41,6 +46,7 @@ from lacos_st.lexical import LexicalSketch, load_sketch
 from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
+from lacos_st.quiet import without
 from lacos_st.transformer import LacosTransformer
 
 _STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
@@ -95,7 +101,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         for module in modules or []:
             if type(module) in _OURS:
                 module.__class__ = _OURS[type(module)]
-        with _without_dtype_advice():
+        # ST advises fp32 on every CPU; the compute dtype is chosen by what this one does well
+        with without("sentence_transformers.base.model", "was loaded in torch."):
             super().__init__(path, modules=modules, **kwargs)
         if path is not None:  # modules beside a path are ignored, as by ST
             frozen = self.transformer.frozen_modules
@@ -103,7 +110,8 @@ class LacosSentenceTransformer(SentenceTransformer):
                 if frozen is None or name in frozen:
                     freeze_(module)
             if not self.is_plain_checkpoint:
-                sizes = (self.get_embedding_dimension(), len(self.tokenizer))
+                with self.truncate_embeddings(None):
+                    sizes = (self.get_embedding_dimension(), len(self.tokenizer))
                 if sketch := load_sketch(path, self.transformer.has_sketch, *sizes, kwargs):
                     self.append(sketch.to(self.device))
             if is_trainable:
@@ -234,8 +242,8 @@ class LacosSentenceTransformer(SentenceTransformer):
             create_model_card: As for ST.
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
-            self_contained: Write the 8-bit base too. Default: unless the base is on the Hub; in a Trainer's
-                `checkpoint-<step>` it never is.
+            self_contained: Write the base too. Default: unless it is on the Hub, or this is a Trainer's
+                `checkpoint-<step>`, and it is frozen.
 
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.
@@ -246,8 +254,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         saved_choice = transformer.save_base
         if self_contained is not None:
             transformer.save_base = self_contained
-        elif in_checkpoint:
-            transformer.save_base = False
+        elif in_checkpoint or not transformer.is_base_frozen:  # a base that trains is part of what was learnt
+            transformer.save_base = not transformer.is_base_frozen
         transformer.frozen_modules = [
             name
             for name, module in self._above()
@@ -256,11 +264,10 @@ class LacosSentenceTransformer(SentenceTransformer):
         transformer.has_sketch = isinstance(self[-1], LexicalSketch)
         if any(isinstance(module, LexicalSketch) for module in list(self)[:-1]):
             raise LacosError("A LexicalSketch is saved as the last module only: put it behind the others.")
-        self._saving_to = target.name
+        self._saving_to = target.resolve().name
         stage = None
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+            stage = stage_for(target)
             super().save(
                 str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
             )
@@ -268,7 +275,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             if self.training_record is not None:
                 write_json(stage / "training.json", self.training_record)
             move_into(stage, target)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
             raise disk_error(error, target) from error
         finally:
             transformer.save_base = saved_choice
@@ -377,18 +384,3 @@ def accelerate(
         quantize_embedding_(inner)
     accelerate_(inner, compute_form, training_form)
     return model
-
-
-@contextmanager
-def _without_dtype_advice() -> Iterator[None]:
-    """ST advises fp32 on every CPU; the compute dtype is chosen by what this CPU does well."""
-
-    def keep(record: logging.LogRecord) -> bool:
-        return "was loaded in torch." not in record.getMessage()
-
-    logger = logging.getLogger("sentence_transformers.base.model")
-    logger.addFilter(keep)
-    try:
-        yield
-    finally:
-        logger.removeFilter(keep)

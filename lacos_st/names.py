@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -21,7 +22,7 @@ def resolve(name: str) -> str:
         What sentence-transformers and transformers load.
 
     Raises:
-        LacosError: A file, a directory that holds no model, or a path that does not exist.
+        LacosError: A file, a directory that holds no model, a path that does not exist, or a name of nothing.
     """
     path = Path(name)
     if path.is_dir():
@@ -37,7 +38,18 @@ def resolve(name: str) -> str:
         raise LacosError(
             f"There is no directory {name!r}: give the path of a saved model, or a Hub name (owner/model)."
         )
-    return str(embedded_directory(name)) if name in EMBEDDED else name
+    if name in EMBEDDED:
+        return str(embedded_directory(name))
+    if "/" not in name:
+        if Path(f"{name}.run").is_dir():
+            raise LacosError(f"Training {name!r} is unfinished ({name}.run): run the same `lacos-st train` again.")
+        near = get_close_matches(name.lower().replace("_", "-"), EMBEDDED, 1)
+        raise LacosError(
+            f"There is no model {name!r}: no directory has that name, the embedded models are "
+            f"{' and '.join(EMBEDDED)}, and names on the Hub have an owner (bigscience/bloom-560m)."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    return name
 
 
 def is_bloom(name: str) -> bool:

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lacos_st import kernels
+from lacos_st.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 
 ComputeForm = Literal["w8a8", "w8a16", "bnb"]
@@ -363,7 +364,7 @@ def fold_lora_(model: nn.Module, name: str) -> None:
         if not isinstance(layer, LoraLayer):
             continue
         base, delta = layer.get_base_layer(), layer.get_delta_weight(name)
-        if isinstance(base, LacosLinear8bit):
+        if isinstance(base, LacosLinear8bit | LacosEmbedding8bit):
             base.add_(delta)
         else:
             base.weight.data += delta.to(base.weight.dtype)

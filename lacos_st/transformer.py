@@ -99,6 +99,7 @@ class LacosTransformer(Transformer):
         self.saved_by_lacos = False
         self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
         stored = self.tokenizer.init_kwargs.get("lacos_template")
+        self.is_template_told = bool(template or stored or self.tokenizer("")["input_ids"])
         self.template: str = template or stored or END_TEMPLATE
         apply_template(self.tokenizer, self.template)
         if max_seq_length is not None:
@@ -108,7 +109,6 @@ class LacosTransformer(Transformer):
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
         self.has_sketch: bool | None = None  # whether `lacos.json` says that a `LexicalSketch` is the last module
-        # ST packs batches for FlashAttention only; ours packs inside the model, and takes packed batches too.
         keep_frozen_(self)
 
     @property
@@ -218,6 +218,9 @@ class LacosTransformer(Transformer):
         frozen, sketch = record.pop("frozen_modules", None), record.pop("lexical", None)
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
         loaded.frozen_modules, loaded.has_sketch = frozen, sketch
+        if not record and not loaded.is_template_told:  # saved by stock classes, which put nothing around a text
+            loaded.template = "{text}"
+            apply_template(loaded.tokenizer, loaded.template)
         return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------
@@ -249,15 +252,16 @@ class LacosTransformer(Transformer):
             name: The adapter's name.
 
         Raises:
-            LacosError: A target that BLOOM does not have, or a name in use.
+            LacosError: A target that BLOOM does not have, or a name in use or with a dot.
         """
         unknown = sorted(set(targets) - set(LORA_TARGETS))
         if unknown or not targets:
             raise LacosError(
                 f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
             )
-        if name in self.adapter_names:
-            raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
+        if name in self.adapter_names or "." in name:
+            why = "has a dot" if "." in name else "exists already"
+            raise LacosError(f"An adapter's name {name!r} {why}: choose another name.")
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
         self.model.add_adapter(config, name)
 
@@ -282,10 +286,8 @@ class LacosTransformer(Transformer):
             LacosError: There is no adapter, more than one, or one that is no plain LoRA.
         """
         if len(self.adapter_names) != 1:
-            raise LacosError(
-                f"Merging takes exactly one adapter, and this model has {self.adapter_names or 'none'}: "
-                "delete_adapter() the others first."
-            )
+            advice = ": delete_adapter() the others first." if self.adapter_names else "."
+            raise LacosError(f"Merging takes one adapter, and this model has {self.adapter_names or 'none'}{advice}")
         name = self.adapter_names[0]
         check_plain_lora(self.model.peft_config[name], name)
         fold_lora_(self.model, name)

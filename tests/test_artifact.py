@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import CORPUS, randomise, tree
 
-from lacos_st.artifact import AdapterCheckpoint, describe_base, is_adapter_checkpoint, is_hub_name
+from lacos_st.artifact import AdapterCheckpoint, describe_base, disk_error, is_adapter_checkpoint, is_hub_name
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
 
@@ -28,6 +28,41 @@ def test_a_failed_save_leaves_the_old_model(tiny_model, tmp_path, monkeypatch):
         tiny_model.save_pretrained(str(target))
     assert tree(target) == before
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_disk_that_takes_no_more_is_an_error_not_safetensors_own(tiny_model, tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))  # bytes in a file: as a disk that is full
+    try:
+        with pytest.raises(LacosError, match=r"Saving to .*model.* failed: .*os error"):
+            tiny_model.save_pretrained(str(tmp_path / "model"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    assert "the disk is full" in str(disk_error(RuntimeError("No space left on device (os error 28)"), tmp_path))
+
+
+@pytest.mark.parametrize("model_there", [False, True])
+def test_saving_among_files_of_ones_own_leaves_them(model_there, tiny_model, tmp_path):
+    if model_there:
+        tiny_model.save_pretrained(str(tmp_path))
+    own = ["adapter_training.py", "adapters.md", "other.safetensors", "adapter/notes.md", "lexical/words.txt"]
+    own += [] if model_there else ["config.json.old", "training.json"]
+    for name in own:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    tiny_model.save_pretrained(str(tmp_path))
+    assert all((tmp_path / name).read_text() == "mine" for name in own)
+
+
+def test_a_record_of_training_goes_with_its_model(tiny_model, tmp_path):
+    tiny_model.training_record = {"steps": 3}
+    tiny_model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    assert (tmp_path / "model" / "training.json").exists()
+    tiny_model.training_record = None
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    assert not (tmp_path / "model" / "training.json").exists()
 
 
 def test_replacing_a_model_removes_what_the_new_one_does_not_have(tiny_bloom, tmp_path):

@@ -36,6 +36,12 @@ def test_stock_transformers_reads_the_unpacked_base(base):
     assert model.h[0].mlp.dense_h_to_4h.weight.dtype == torch.int8
 
 
+@pytest.mark.parametrize("text", ["a man  plays guitar", " a man\nplays\r\nguitar", "a\u00a0man\tplays guitar \n"])
+def test_white_space_is_one_space(base, text):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer(text)["input_ids"] == tokenizer("a man plays guitar")["input_ids"]
+
+
 def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     for text in ("naïve café", "你好，世界", "مرحبا بالعالم", "नमस्ते दुनिया", "𓀀 ᚠ 🦜"):

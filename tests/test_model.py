@@ -9,6 +9,8 @@ from conftest import CORPUS, randomise, tree, write_tiny_bloom
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer, accelerate
@@ -106,7 +108,7 @@ def test_merging_needs_one_adapter(tiny_bloom):
         model.merge_adapter()
     model.add_lora(name="a")
     model.add_lora(name="b")
-    with pytest.raises(LacosError, match="exactly one"):
+    with pytest.raises(LacosError, match="Merging takes one adapter"):
         model.merge_adapter()
 
 
@@ -152,6 +154,17 @@ def test_a_directory_without_a_model_is_an_error_not_a_fallback(tmp_path, monkey
         LacosSentenceTransformer("bloom-mini")
     with pytest.raises(LacosError, match="There is no directory"):
         LacosSentenceTransformer("./nowhere")
+
+
+def test_a_name_of_nothing_says_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(LacosError, match=r"no model 'Lacos_Bloom': .*Did you mean 'lacos-bloom'\?"):
+        LacosSentenceTransformer("Lacos_Bloom")
+    with pytest.raises(LacosError, match=r"no model 'nosuch': .*have an owner \(bigscience/bloom-560m\)\.$"):
+        LacosSentenceTransformer("nosuch")
+    (tmp_path / "mine.run").mkdir()
+    with pytest.raises(LacosError, match="Training 'mine' is unfinished"):
+        LacosSentenceTransformer("mine")
 
 
 def test_accelerate_refuses_what_is_no_bloom():
@@ -267,3 +280,63 @@ def test_a_symmetric_model_has_no_attentions_to_give(tiny_bloom):
     model = LacosSentenceTransformer(tiny_bloom, transformer_options={"attention": "symmetric"})
     with pytest.raises(LacosError, match="does not know its bias"):
         model.transformer.model(torch.tensor([[5, 6]]), output_attentions=True)
+
+
+@pytest.mark.parametrize("adapter", [True, False])
+def test_a_base_that_trains_is_saved_in_checkpoints_and_over_a_base_on_the_hub(adapter, tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"quantization": "none"})
+    if adapter:
+        randomise(model.add_lora(rank=2))
+    norm = model.transformer.model.ln_f
+    norm.requires_grad_(True)
+    norm.weight.data += 1
+    model.transformer.base, model.transformer.save_base = {"name": "bigscience/bloom-560m", "revision": None}, False
+    for folder in ("run/checkpoint-5", "model"):
+        model.save_pretrained(str(tmp_path / folder))
+        loaded = LacosSentenceTransformer(tmp_path / folder, transformer_options={"quantization": "none"})
+        np.testing.assert_allclose(loaded.encode(TEXTS), model.encode(TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("quantization", ["int8", "none"])
+def test_an_adapter_over_the_embedding_table(quantization, tiny_bloom, tmp_path):
+    options = {"quantization": quantization}
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options=options)
+    base = model.encode(TEXTS, normalize_embeddings=True)
+    model.add_adapter(LoraConfig(r=4, target_modules=["word_embeddings"]))
+    for name, parameter in model.named_parameters():
+        if "lora_embedding" in name:
+            parameter.data.normal_(std=0.1)
+    adapted = model.eval().encode(TEXTS, normalize_embeddings=True)
+    assert (base * adapted).sum(1).min() < 0.98
+    model.save_pretrained(str(tmp_path / "model"))
+    loaded = LacosSentenceTransformer(tmp_path / "model", transformer_options=options)
+    np.testing.assert_allclose(loaded.encode(TEXTS, normalize_embeddings=True), adapted, atol=1e-6)
+    merged = loaded.merge_adapter().encode(TEXTS, normalize_embeddings=True)
+    assert (merged * adapted).sum(1).min() > 0.999
+
+
+def test_what_stock_classes_saved_says_the_same_here(tiny_bloom, tmp_path):
+    stock = SentenceTransformer(modules=[Transformer(str(tiny_bloom)), Pooling(64, "mean")])
+    stock.save_pretrained(str(tmp_path / "stock"))
+    loaded = LacosSentenceTransformer(tmp_path / "stock", transformer_options={"quantization": "none"})
+    assert loaded.transformer.template == "{text}"
+    np.testing.assert_allclose(loaded.encode(TEXTS), stock.encode(TEXTS), atol=1e-5)
+
+
+def test_a_truncated_model_with_a_sketch_is_loaded_and_saved(tmp_path):
+    model = LacosSentenceTransformer("lacos-bloom", truncate_dim=100)
+    model.save_pretrained(str(tmp_path / "model"))
+    loaded = LacosSentenceTransformer(tmp_path / "model")
+    assert loaded.get_embedding_dimension() == 100
+    loaded.truncate_dim = None
+    np.testing.assert_array_equal(loaded.encode(TEXTS), LacosSentenceTransformer("lacos-bloom").encode(TEXTS))
+
+
+def test_saving_through_a_link_leaves_the_link(tiny_model, tmp_path):
+    (tmp_path / "disk" / "there").mkdir(parents=True)
+    (tmp_path / "model").symlink_to(tmp_path / "disk" / "there")
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    assert (tmp_path / "model").is_symlink()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["there"]
+    assert {path.name for path in tmp_path.iterdir()} >= {"disk", "model"}
+    np.testing.assert_array_equal(LacosSentenceTransformer(tmp_path / "model").encode(TEXTS), tiny_model.encode(TEXTS))
