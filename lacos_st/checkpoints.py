@@ -1,8 +1,10 @@
 """A run's directory, `<output>.run/`: whether a run can go on there, and from which checkpoint exactly.
 
 recipe.yaml                 the recipe; another one must not go on from its checkpoints
+data.json                   what the rows are; neither must others
 mini_batch.json             texts to embed at a time, where memory decided that
 checkpoints/                the Trainer's
+finished/, training.json    the model while it is moved to the output, and the record in it
 """
 
 from __future__ import annotations
@@ -11,40 +13,59 @@ import json
 import shutil
 import warnings
 import zipfile
-from dataclasses import fields
+from hashlib import blake2b
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
+from lacos_st.files import write_json
+from lacos_st.mixing import CHUNK
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 # Settings that may change between a run and its continuation without changing what is learnt.
 _FREE = {"output", "overwrite", "report_to", "logging_steps"}
 
 
 def is_finished(config: LacosConfig, output: Path, run: Path) -> bool:
-    """Whether this very run has put its model in place already; `training.json` is part of what is moved there.
+    """Whether this very run has put its model in place already.
+
+    Then nothing of it is left to be moved, and the record in the output, with its times and losses, is this run's.
 
     Args:
         config: The recipe.
         output: Where the model goes.
         run: The run's directory.
     """
-    recipe = run / "recipe.yaml"
+    recipe, ours, placed = run / "recipe.yaml", run / "training.json", output / "training.json"
     return (
         not config.overwrite
-        and (output / "training.json").is_file()
         and recipe.is_file()
-        and not _differences(LacosConfig.from_yaml(recipe), config)
+        and ours.is_file()
+        and placed.is_file()
+        and placed.read_bytes() == ours.read_bytes()
+        and not any(path.is_file() for path in (run / "finished").rglob("*"))
+        and not _changes(recipe, config)
     )
 
 
-def _differences(earlier: LacosConfig, config: LacosConfig) -> list[str]:
+def _changes(recipe: Path, config: LacosConfig) -> list[str]:
+    there, now = (
+        {name: value for name, value in each.to_dict().items() if name not in _FREE}
+        for each in (LacosConfig.from_yaml(recipe), config)
+    )
+    return _differences(there, now)
+
+
+def _differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
-        f"{item.name}: {getattr(earlier, item.name)!r} there, {getattr(config, item.name)!r} now"
-        for item in fields(config)
-        if item.name not in _FREE and getattr(earlier, item.name) != getattr(config, item.name)
+        f"{name}: {there.get(name)!r} there, {now.get(name)!r} now"
+        for name in {**there, **now}
+        if there.get(name) != now.get(name)
     ]
 
 
@@ -60,18 +81,24 @@ def prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
         The checkpoint to go on from, or None.
 
     Raises:
-        LacosError: The output holds something, or the run another recipe, and `overwrite` is not set.
+        LacosError: The output holds something, or the run another recipe, and `overwrite` is not set; or the output
+            is no directory.
     """
-    if not config.overwrite and (output.is_file() or (output.is_dir() and any(output.iterdir()))):
+    if output.exists() and not output.is_dir():
         raise LacosError(
-            f"The output {str(output)!r} exists already and is not empty. Choose another output, or set overwrite "
+            f"The output {config.output!r} is a file, and a model is a directory. Choose another output, or move the "
+            "file away."
+        )
+    if not config.overwrite and output.is_dir() and any(output.iterdir()):
+        raise LacosError(
+            f"The output {config.output!r} exists already and is not empty. Choose another output, or set overwrite "
             "(--overwrite) to replace the model there."
         )
     recipe = run / "recipe.yaml"
     run.mkdir(parents=True, exist_ok=True)
     checkpoint = latest_checkpoint(run / "checkpoints")
     known = checkpoint is not None and recipe.is_file()
-    changed = _differences(LacosConfig.from_yaml(recipe), config) if known else []
+    changed = _changes(recipe, config) if known else []
     if changed and not config.overwrite:
         raise LacosError(
             f"An unfinished run with another recipe is in {str(run)!r} ({'; '.join(changed)}). Use its settings to "
@@ -79,9 +106,54 @@ def prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
         )
     if known and not changed:
         return checkpoint
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    _forget(run)
     config.to_yaml(recipe)
     return None
+
+
+def go_on(config: LacosConfig, data: tuple[DatasetDict, Dataset], run: Path, checkpoint: Path | None) -> Path | None:
+    """Go on from a checkpoint only with the rows that it was trained on, and keep what these are.
+
+    Args:
+        config: The recipe.
+        data: Rows to train on, by source, and held-out rows.
+        run: The run's directory.
+        checkpoint: What `prepare` found.
+
+    Returns:
+        The checkpoint, or None.
+
+    Raises:
+        LacosError: The rows are others, and `overwrite` is not set.
+    """
+    record = run / "data.json"
+    rows = {name: _describe(part) for name, part in [*data[0].items(), ("held-out rows", data[1])]}
+    if checkpoint is not None and record.is_file():
+        changed = _differences(json.loads(record.read_text(encoding="utf-8")), rows)
+        if changed and not config.overwrite:
+            raise LacosError(
+                f"The data have changed since the unfinished run in {str(run)!r} began ({'; '.join(changed)}). Put "
+                "them back to go on with it, or set overwrite (--overwrite) to start afresh."
+            )
+        if changed:
+            _forget(run)
+            checkpoint = None
+    write_json(record, rows)
+    return checkpoint
+
+
+def _describe(data: Dataset) -> str:
+    """How many rows these are, and a hash of them, in their order."""
+    seen = blake2b(digest_size=4)
+    for rows in data.iter(CHUNK):
+        seen.update(json.dumps(rows).encode())
+    return f"{len(data)} rows ({seen.hexdigest()})"
+
+
+def _forget(run: Path) -> None:
+    """Take away what a run has learnt."""
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    (run / "training.json").unlink(missing_ok=True)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

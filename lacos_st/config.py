@@ -7,6 +7,7 @@ experiment, `docs/ablations.md` holds it.
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, field, fields
@@ -122,6 +123,8 @@ class LacosConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise LacosError(f"{name}={value} must be at least {least}.")
+        if self.seed > _LARGEST_SEED:
+            raise LacosError(f"seed={self.seed} must be at most {_LARGEST_SEED}.")
         for name in ("scale", "epochs", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise LacosError(f"{name}={getattr(self, name)} must be above 0.")
@@ -183,6 +186,7 @@ class LacosConfig:
         return text
 
 
+_LARGEST_SEED = 2**32 - 1  # that NumPy takes
 _AT_LEAST = {
     "max_seq_length": 2,
     "lora_rank": 1,
@@ -222,10 +226,10 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if kind in (int, float):
         try:
             number = float(value)
-            if isinstance(value, bool) or number != number or (kind is int and number != int(number)):
+            if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
-            raise LacosError(f"{name}={value!r} must be {'a whole' if kind is int else 'a'} number.") from None
+            raise LacosError(f"{name}={value!r} must be {'a whole' if kind is int else 'a finite'} number.") from None
         return kind(number)
     if not isinstance(value, str):
         raise LacosError(f"{name}={value!r} must be a text.")

@@ -9,6 +9,7 @@ of all rows).
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -65,51 +66,53 @@ class PartialFile:
         self.progress = output.with_name(f"{output.name}.progress.json")
         self.plan, self.shape, self.dtype = plan, shape, dtype
         self.output = output
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        self.header = header.getvalue()
         with _disk_errors(output):
             self.done = self._done() if resume else 0
-            self.start = self._begin() if self.done == 0 else self._header_size()
+            if self.done == 0:
+                self._begin()
 
-    def _begin(self) -> int:
+    def _begin(self) -> None:
         self.progress.unlink(missing_ok=True)
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": self.shape}
         with self.path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(self.header)
+            file.flush()
             os.fsync(file.fileno())
-            size = file.tell()
         self._save()
-        return size
 
-    def _header_size(self) -> int:
-        with self.path.open("rb") as file:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            return file.tell()
+    def _end(self, done: int) -> int:
+        """Where the header and so many rows end."""
+        return len(self.header) + done * self.shape[1] * self.dtype.itemsize
 
     def _done(self) -> int:
         """Rows of an interrupted run that can be kept."""
         try:
             record = json.loads(self.progress.read_text(encoding="utf-8"))
+            done, plan = int(record["done"]), dict(record["plan"])
         except FileNotFoundError:
             return 0
-        if not record["done"]:
+        except (ValueError, TypeError, KeyError):  # we write it whole or not at all: something else did this
+            logger.warning("%s is damaged; starting over.", self.progress)
             return 0
-        differing = [key for key in self.plan if record["plan"].get(key) != self.plan[key]]
+        if not done:
+            return 0
+        differing = [key for key in self.plan if plan.get(key) != self.plan[key]]
         if differing:
-            changes = "; ".join(f"{key}: {record['plan'].get(key)!r}, now {self.plan[key]!r}" for key in differing)
+            changes = "; ".join(f"{key}: {plan.get(key)!r}, now {self.plan[key]!r}" for key in differing)
             raise LacosError(
                 f"{self.output} was begun with other settings ({changes}), so going on would mix two results. "
                 "Run again with the same input, model and options, or start over with resume=False."
             )
-        done = int(record["done"])
-        row = self.shape[1] * self.dtype.itemsize
-        if not self.path.exists() or self.path.stat().st_size < done * row:
+        if not self.path.exists() or self.path.stat().st_size < self._end(done):
             logger.warning("%s is missing or cut short; starting over.", self.path)
             return 0
         return done
 
     def __enter__(self) -> PartialFile:
         self.file = self.path.open("rb+", buffering=0)  # else close() would try again what a full disk refused
-        self.file.truncate(self.start + self.done * self.shape[1] * self.dtype.itemsize)
+        self.file.truncate(self._end(self.done))
         self.file.seek(0, os.SEEK_END)
         return self
 
@@ -132,7 +135,7 @@ class PartialFile:
     def chunks(self, size: int) -> Iterator[np.ndarray]:
         """Read the rows again, so many at a time."""
         with self.path.open("rb") as file:
-            file.seek(self.start)
+            file.seek(len(self.header))
             while data := file.read(size * self.shape[1] * self.dtype.itemsize):
                 yield np.frombuffer(data, self.dtype).reshape(-1, self.shape[1])
 

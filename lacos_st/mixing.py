@@ -14,6 +14,9 @@ from hashlib import blake2b
 import numpy as np
 import pyarrow as pa
 
+from lacos_st.errors import LacosError
+
+MOST = 1000  # times that a weight lets a row be seen in an epoch
 CHUNK = 8192  # rows in one Arrow chunk
 
 
@@ -121,7 +124,15 @@ def mix(keep: np.ndarray, bounds: np.ndarray, weights: Sequence[float], max_rows
 
     Returns:
         (M,) int64 row numbers: in order for one source, shuffled for several.
+
+    Raises:
+        LacosError: A weight is so large that the row numbers would fill the memory.
     """
+    if max(weights) > MOST:
+        raise LacosError(
+            f"The weight {max(weights):g} is above {MOST}: each row of that source would be seen so many times an "
+            f"epoch. Give at most @{MOST}, or train for more epochs."
+        )
     random = np.random.default_rng(seed)
     chosen = []
     for start, end, weight in zip(bounds, bounds[1:], weights, strict=False):

@@ -6,14 +6,16 @@ The loop is ST's own trainer, over what `assembly.py` makes of the recipe. This 
   optimiser, scheduler, random state), and in the end the model while it is written. Killed at any moment, the same
   call goes on from the newest complete checkpoint and ends with the same adapter bit for bit; Ctrl-C writes one first.
   The finished model appears in `<output>` at once and complete, and then the run directory goes.
-- *Nothing is mixed.* One process works on an output at a time; a checkpoint of another recipe, or a finished model,
-  is an error unless `overwrite` is set. With it, too, an interrupted run of the same recipe goes on.
+- *Nothing is mixed.* One process works on an output at a time; a checkpoint of another recipe or of other data, or a
+  finished model, is an error unless `overwrite` is set. With it, too, an interrupted run of the same recipe goes on.
 """
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
+import re
 import shutil
 import sys
 import time
@@ -26,6 +28,7 @@ import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
@@ -37,7 +40,7 @@ from lacos_st.assembly import (
     build_loss,
     build_model,
 )
-from lacos_st.checkpoints import is_finished, latest_checkpoint, prepare
+from lacos_st.checkpoints import go_on, is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
@@ -76,11 +79,13 @@ def train(
         LacosError: Bad data or settings, or an output that holds something else.
         TrainingInterrupted: Ctrl-C; the run can be resumed.
     """
-    output, run = Path(config.output), Path(f"{config.output}.run")
+    _check_reports(config.report_to)
+    output = Path(config.output).resolve()  # the run is beside it, on its file system, also where it is `.` or a link
+    run = Path(f"{output}.run")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LacosError(f"The output {str(output)!r} cannot be made: {error.strerror}. Choose another.") from error
+        raise LacosError(f"The output {config.output!r} cannot be made: {error.strerror}. Choose another.") from error
     with locked(run):
         if is_finished(config, output, run):  # it was killed just before its last step
             shutil.rmtree(run)
@@ -89,6 +94,7 @@ def train(
             return model
         checkpoint = prepare(config, output, run)
         data = build_data(config)
+        checkpoint = go_on(config, data, run, checkpoint)
         # Kept beside the checkpoints: with other mini-batches dropout would fall differently.
         chosen = run / "mini_batch.json"
         if checkpoint is not None and chosen.is_file():
@@ -109,11 +115,26 @@ def train(
         finished = run / "finished" / output.name  # written in there: what a kill leaves goes with the run
         model.save_pretrained(str(finished))
         try:
+            shutil.copyfile(finished / "training.json", run / "training.json")
             move_into(finished, output)
         except OSError as error:
-            raise disk_error(error, output) from error
+            if error.errno != errno.EXDEV:
+                raise disk_error(error, output) from error
+            model.save_pretrained(str(output))  # a mount point, into which nothing can be moved from beside it
+            shutil.rmtree(finished)
         shutil.rmtree(run)
     return model
+
+
+def _check_reports(names: list[str]) -> None:
+    """Refuse at once what the Trainer refuses when data and model are loaded."""
+    try:
+        for callback in get_reporting_integration_callbacks([name for name in names if name not in ("none", "all")]):
+            callback()
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise LacosError(
+            f"report_to={names} cannot be used here: {error} Install what it needs, or leave it out."
+        ) from error
 
 
 def _fit(
@@ -155,7 +176,7 @@ def _fit(
         try:
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except (OSError, RuntimeError) as error:
-            if isinstance(error, OSError) or "PytorchStreamWriter" in str(error):
+            if isinstance(error, OSError) or re.search("PytorchStreamWriter|inline_container", str(error)):
                 raise LacosError(
                     f"Writing a checkpoint to {str(run)!r} failed ({str(error).splitlines()[0]}). Free space or "
                     "mend the directory, and run again: training goes on from the last complete checkpoint."
@@ -191,7 +212,7 @@ def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
     if not config.auto_batch_size:
         return None
     rows = auto_batch_size(
-        base_config(config.base),
+        base_config(config.base, config.revision),
         largest=config.batch_size,
         device="cuda" if torch.cuda.is_available() else "cpu",
         length=config.max_seq_length or TRAINING_LENGTH,
@@ -215,10 +236,11 @@ def _smaller(config: LacosConfig, mini_batch: int | None, error: BaseException) 
     """Half the texts at a time; gradient caching keeps the batch, and so what is learnt, the same."""
     now = mini_batch or config.batch_size
     if not config.auto_batch_size or now == 1:
+        length = f" of up to {config.max_seq_length} tokens" if config.max_seq_length else ""
         raise LacosError(
-            f"The memory does not hold {now} rows of up to {config.max_seq_length} tokens at a time. Set "
-            "auto_batch_size (--auto-batch-size), a mini_batch_size, gradient_checkpointing or a smaller "
-            "max_seq_length. What was trained so far is kept; run again to go on."
+            f"The memory does not hold {now} rows{length} at a time. Set auto_batch_size (--auto-batch-size), a "
+            "mini_batch_size, gradient_checkpointing or a smaller max_seq_length. What was trained so far is kept; "
+            "run again to go on."
         ) from error
     warnings.warn(f"Out of memory: going on with {now // 2} rows at a time instead of {now}.", stacklevel=3)
     torch.cuda.empty_cache()

@@ -40,6 +40,7 @@ def test_train_from_flags_and_recipe(capsys, tiny_bloom, tmp_path):
     )
     assert code == 0
     assert f'SentenceTransformer("{output}")' in out
+    assert "held-out loss" in out.splitlines()[0]  # said while it trains
     record = json.loads((output / "training.json").read_text())["recipe"]
     assert (record["lora_rank"], record["mask_duplicates"], record["max_steps"]) == (4, False, 2)
     code, _, err = run(capsys, "train", "--config", recipe, "--output", output)
@@ -90,6 +91,11 @@ def test_merge_and_info(capsys, saved, tmp_path):
         (["train", "--lora-rank", "zero"], "lora_rank='zero' must be a whole number"),
         (["train", "--config", "none.yaml"], "none.yaml"),
         (["train", "--train-data", "missing.csv"], "missing.csv"),
+        (["train", "--train-data", "texts.txt@1e12"], "The weight 1e+12 is above 1000"),
+        (["train", "--train-data", "missing.csv", "--report-to", "nosuch"], "report_to=['nosuch']"),
+        (["train", "--seed", "99999999999"], "seed=99999999999 must be at most"),
+        (["train", "--epochs", "inf"], "epochs='inf' must be a finite number"),
+        (["train", "--output", "texts.txt", "--overwrite"], "'texts.txt' is a file"),
         (["encode", "MODEL", "missing.txt", "--output", "x.npy"], "missing.txt"),
         (["encode", "MODEL", "TEXTS", "--output", "x.pkl"], "x.pkl"),
         (["similarity", "MODEL", "one"], "at least two"),

@@ -202,14 +202,25 @@ def test_other_settings_do_not_resume(model, lines, tmp_path, monkeypatch):
     assert (result.resumed_at, leftovers(output)) == (0, [])
 
 
-def test_a_lost_partial_file_means_starting_over(model, lines, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("x.npy.partial", Path.unlink),
+        ("x.npy.partial", lambda path: os.truncate(path, path.stat().st_size - 1)),
+        ("x.npy.progress.json", lambda path: os.truncate(path, path.stat().st_size // 2)),
+        ("x.npy.progress.json", lambda path: path.write_text("[]")),
+    ],
+    ids=["lost", "cut", "torn record", "no record"],
+)
+def test_what_is_lost_or_damaged_means_starting_over(model, lines, tmp_path, monkeypatch, name, damage):
     output = tmp_path / "x.npy"
     interrupt(model, monkeypatch, 2)
     with pytest.raises(Stop):
         encode_file(model, lines, output, **QUIET)
     monkeypatch.undo()
-    output.with_name("x.npy.partial").unlink()
+    damage(tmp_path / name)
     assert encode_file(model, lines, output, **QUIET).resumed_at == 0
+    np.testing.assert_allclose(np.load(output), expected(model), atol=1e-6)
 
 
 def test_an_input_that_changes_meanwhile(model, lines, tmp_path, monkeypatch):
