@@ -99,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
 
     encode = add("encode", _encode, "encode a file of texts; run again to go on after an interruption")
     encode.add_argument("model")
-    encode.add_argument("input", help=".txt (a line is a text), .csv, .tsv, .jsonl (each also .gz), .parquet")
+    encode.add_argument(
+        "input",
+        help=".txt (a line is a text), .csv, .tsv, .jsonl (each also .gz), .parquet; a blank text becomes zeros",
+    )
     encode.add_argument("--output", required=True, metavar="OUT.npy|OUT.parquet", help="where the embeddings go")
     encode.add_argument("--column", help="column of texts; default: the only one, or text, sentence, line")
     encode.add_argument("--id-column", help="column of ids, kept in Parquet output")
@@ -109,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--prompt-name", help="one of the model's prompts")
     encode.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")
     encode.add_argument("--devices", nargs="+", help="devices, for example cuda:0 cuda:1")
-    encode.add_argument("--no-resume", dest="resume", action="store_false", help="start over")
+    encode.set_defaults(resume=True)
+    encode.add_argument("--no-resume", dest="resume", action="store_const", const=False, default=argparse.SUPPRESS,
+                        help="start over")  # fmt: skip
 
     similarity = add("similarity", _similarity, "print the similarity of texts")
     similarity.add_argument("model")
@@ -120,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample or MTEB task names")
     evaluate.add_argument("--languages", nargs="+", help="language codes; a set is kept if all its languages are")
     evaluate.add_argument("--data-dir", help="directory of <dataset>.<language>.<split>.jsonl[.gz] files")
-    evaluate.add_argument("--split", default="test", choices=["test", "dev"])
+    evaluate.add_argument("--split", default="test", choices=["test", "dev"], help="which files of --data-dir")
     evaluate.add_argument("--output", help="directory for results; a second run goes on where the first stopped")
     evaluate.add_argument("--batch-size", type=int, default=32, help="sentences in a batch")
 
@@ -136,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
 
     memory = add("memory", _memory, "predict the peak memory of a run, before it runs")
     memory.add_argument("base", help="a BLOOM checkpoint, for example bigscience/bloom-7b1; nothing is downloaded")
-    memory.add_argument("--encode", dest="training", action="store_false", help="encoding instead of training")
+    memory.set_defaults(training=True)
+    memory.add_argument("--encode", dest="training", action="store_const", const=False, default=argparse.SUPPRESS,
+                        help="encoding instead of training")  # fmt: skip
     memory.add_argument("--batch-size", type=int, default=64, help="rows in a batch")
     memory.add_argument("--length", type=int, default=32, help="mean tokens of a text")
     memory.add_argument("--texts", type=int, default=2, help="texts in a row: 2 for pairs, 3 for triplets")

@@ -188,27 +188,27 @@ def _jsonl(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
         if not line.strip():
             continue
         try:
-            value = json.loads(line)
+            value = json.loads(line.rstrip())
         except RecursionError:
             yield Row(number, {}, "JSON that is nested too deeply")
             continue
         except ValueError as error:
             column = f" at column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            yield Row(number, {}, f"not valid JSON: {reason}{column}.{_array_hint(number, line)}")
+            yield Row(number, {}, f"not valid JSON: {reason}{column}{_array_hint(number, line)}")
             continue
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             value = dict(zip(positional_names(len(value)), value, strict=True))
         if isinstance(value, dict):
             yield Row(number, value)
         else:
-            what = f"an object or an array of texts is needed, not {type(value).__name__} {line.strip()[:40]!r}."
+            what = f"an object or an array of texts is needed, not {type(value).__name__} {line.strip()[:40]!r}"
             yield Row(number, {}, what + _array_hint(number, line))
 
 
 def _array_hint(number: int, line: str) -> str:
     if number == 1 and line.lstrip().startswith("["):
-        return " If the file is one JSON array, make lines of it: jq -c '.[]' FILE.json > FILE.jsonl"
+        return ". If the file is one JSON array, make lines of it: jq -c '.[]' FILE.json > FILE.jsonl"
     return ""
 
 

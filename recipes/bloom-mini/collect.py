@@ -38,6 +38,7 @@ from translate import OF_ENGLISH, OF_SPANISH, translations
 Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
 
 BY_SA4, BY_NC4, TATOEBA = "CC BY-SA 4.0", "CC BY-NC 4.0 (non-commercial)", "CC BY 2.0 FR"
+BY_NC_SA4 = "CC BY-NC-SA 4.0 (non-commercial)"
 MULTINLI, WIKI3 = "OANC / CC BY 3.0 / CC BY-SA 3.0 / public domain", "CC BY-SA 3.0"
 PAWSX = "free for any purpose, attribution to Google LLC appreciated"
 
@@ -65,6 +66,7 @@ SINGLE = [
     ("paraphrase/turku-opus-pb.fi.*", BY_SA4),
     ("paraphrase/turku.sv.*", BY_SA4),
     ("paraphrase/arpa.hy.*", "Apache-2.0"),
+    ("paraphrase/mahaparaphrase.mr.*", BY_NC_SA4),
 ]
 # Rows with one key per language.
 KEYED = [
@@ -161,6 +163,8 @@ def local_rows(data_dir: Path, noncommercial: bool) -> Iterator[tuple[str, str, 
         return path.name.split(".")[0]
 
     for pattern, licence in SINGLE:
+        if "non-commercial" in licence and not noncommercial:
+            continue
         for path in paths(pattern):
             for row in jsonl(path):
                 columns = ("premise", "hypothesis", "sentence1", "sentence2")
@@ -268,7 +272,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
     parser.add_argument("--annotations", type=Path, help="folder of the npm package cldr-annotations-full")
     parser.add_argument("--words", type=int, default=30000, help="frequent words (wordfreq) of each language")
-    parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources (XNLI) out")
+    parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources out")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
 

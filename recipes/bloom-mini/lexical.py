@@ -23,7 +23,7 @@ from lacos_st.lexical import LEVELS, LexicalSketch
 
 SHARE = {
     "en": 0.03, "es": 0.1, "fr": 0.15, "it": 0.1, "pt": 0.08, "de": 0.25, "nl": 0.25, "sv": 0.3, "ro": 0.5, "pl": 0.3,
-    "cs": 0.35, "ru": 0.2, "uk": 0.25, "bg": 0.25, "tr": 0.4, "hi": 0.5, "mr": 0.35, "fa": 0.3, "id": 0.3, "ms": 0.3,
+    "cs": 0.35, "ru": 0.2, "uk": 0.25, "bg": 0.25, "tr": 0.4, "hi": 0.5, "mr": 0.4, "fa": 0.3, "id": 0.3, "ms": 0.3,
     "ja": 0.35, "ko": 0.4, "zh": 0.35, "ar": 0.3, "vi": 0.3, "el": 0.3, "gl": 0.15, "ca": 0.15,
     "az": 0.2, "kk": 0.6, "ky": 0.7, "uz": 0.6, "tt": 0.15, UYGHUR_CYRILLIC: 0.2,
 }  # fmt: skip
