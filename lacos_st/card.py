@@ -64,6 +64,7 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
     Returns:
         Markdown.
     """
+    fewer = f"  # {model[-1].meaning} dimensions, see below" if isinstance(model[-1], LexicalSketch) else ""
     lines = [
         "## 8-bit LoRA BLOOM",
         "",
@@ -75,7 +76,7 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer  # needs bitsandbytes and peft, not lacos-st",
-        f'model = SentenceTransformer("{name}")',
+        f'model = SentenceTransformer("{name}"){fewer}',
         "",
         "from lacos_st import LacosSentenceTransformer  # the same model, faster and smaller",
         f'model = LacosSentenceTransformer("{name}")  # is_trainable=True to go on training',
@@ -121,8 +122,9 @@ def _sketched(model: LacosSentenceTransformer) -> list[str]:
     sketch = model[-1]
     return [
         f"With lacos-st embeddings have {model.get_embedding_dimension()} dimensions, the last {sketch.dimension} of "
-        f"which say which words a text has (`LexicalSketch`). Stock sentence-transformers gives the first "
-        f"{sketch.meaning}, of another length; so does `truncate_dim={sketch.meaning}`, and cosines are then the same.",
+        f"which say which words a text has (`LexicalSketch`). Stock sentence-transformers, in the example under Usage "
+        f"too, gives the first {sketch.meaning}, of another length; so does `truncate_dim={sketch.meaning}`, and "
+        "cosines are then the same.",
         "",
     ]
 

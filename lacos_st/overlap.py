@@ -17,21 +17,23 @@ import itertools
 import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from lacos_st.columns import NAMES
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
 from lacos_st.readers import DataError, Table
 from lacos_st.sources import open_source
-from lacos_st.tasks import SAMPLE, plan
+from lacos_st.tasks import SAMPLE, MissingDataError, plan
 
 _EXAMPLES = 3
 _TEXTS = 64  # of one row: a longer list is no group of sentences
+_NO_TEXT = {*NAMES["label"], *NAMES["score"], "language", "lang", "split", "id"}
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def check_overlap(
 
     Args:
         train: Training files (.jsonl, .csv, .tsv, .txt, .parquet, the text ones also .gz) or Hub data sets. Every
-            text of a row counts, lists included.
+            text of a row counts, lists included; labels, scores, languages, splits and ids do not.
         data_dir: Directory with evaluation files, named as for `evaluate`; test and dev splits, and SICK whole,
             are compared. None: the STS17 sample in the package.
         progress: Print a line to stderr every million rows.
@@ -165,7 +167,7 @@ def _evaluation_files(data_dir: Path) -> list[Path]:
     for split in ("test", "dev"):
         try:
             planned = plan(None, None, data_dir, split)
-        except LacosError:
+        except MissingDataError:
             if split == "test":
                 raise
             continue  # a directory without dev sets is as good
@@ -206,17 +208,17 @@ def _scan(table: Table, index: _Index, progress: bool) -> tuple[int, list[SetOve
         rows += 1
         if progress and rows % 1_000_000 == 0:
             print(f"{table.name}: {rows} rows", file=sys.stderr, flush=True)
-        digests = [digest for text in _texts(row.values.values()) if (digest := _digest(text))]
-        known = [digest for digest in digests if digest in index.sentences]
-        sentences.update(known)
-        for first, second in itertools.combinations(known, 2):
+        texts = [(digest, text) for text in _texts(row.values) if (digest := _digest(text))]
+        known = [(digest, text) for digest, text in texts if digest in index.sentences]
+        sentences.update(digest for digest, _ in known)
+        for (first, one), (second, other) in itertools.combinations(known, 2):
             key = _pair(first, second)
             if key in index.pairs and key not in pairs:
                 pairs.add(key)
                 for number in set(index.pairs[key]):
                     places = examples.setdefault(number, [])
                     if len(places) < _EXAMPLES:
-                        places.append(f"pair at {table.place(row.number)}: {_short(row.values)}")
+                        places.append(f"pair at {table.place(row.number)}: {_short(f'{one} | {other}')}")
     found_pairs = Counter(number for key in pairs for number in index.pairs[key])
     found_sentences = Counter(number for digest in sentences for number in index.sentences[digest])
     return rows, [
@@ -233,14 +235,15 @@ def _scan(table: Table, index: _Index, progress: bool) -> tuple[int, list[SetOve
     ]
 
 
-def _texts(values: Iterable[Any]) -> Iterator[str]:
-    for value in itertools.islice(values, _TEXTS):
+def _texts(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in itertools.islice(values.items(), _TEXTS):
+        if name.strip().lower() in _NO_TEXT:
+            continue
         if isinstance(value, str):
             yield value
         elif isinstance(value, list):
             yield from (item for item in value[:_TEXTS] if isinstance(item, str))
 
 
-def _short(values: dict[str, Any]) -> str:
-    text = " | ".join(_texts(values.values()))
+def _short(text: str) -> str:
     return text if len(text) <= 120 else text[:117] + "..."

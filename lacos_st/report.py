@@ -42,8 +42,8 @@ def write_report(
     """Write an evaluation as a self-contained page, and its plots.
 
     Args:
-        results: What `evaluate` returned, or one or more of its output directories. The first model is "before",
-            the others are compared with it.
+        results: What `evaluate` returned, or one or more of its output directories. The others are
+            compared with the first model.
         output: The page; the plots take its name: `report-languages.png`, `.svg`, `report-scatter.png`, `.svg`.
         title: Heading of the page.
         split: Which results of the directories to show, `test` or `dev`. Default: test, where there are any.
@@ -226,23 +226,24 @@ def _comparisons(evaluation: Evaluation) -> str:
     parts = []
     for other in others:
         found = evaluation.compare(first, other)
-        before = {name: r.score for name, r in evaluation.of(first).items()}
-        before |= {f"mean: {m.group}": m.score for m in evaluation.means(first)}
-        rows = "".join(_comparison_row(name, before[name], d) for name, d in found.items())
-        head = "".join(f"<th>{h}</th>" for h in ("set or mean", "before", "after", "difference", "95 % interval", "p"))
+        scores = {name: r.score for name, r in evaluation.of(first).items()}
+        scores |= {f"mean: {m.group}": m.score for m in evaluation.means(first)}
+        rows = "".join(_comparison_row(name, scores[name], d) for name, d in found.items())
+        heads = ("set or mean", first, other, "difference", "95 % interval", "p")
+        head = "".join(f"<th>{_breakable(h)}</th>" for h in heads)
         parts.append(
-            f"<h2>Before and after</h2><p class=soft>Before: {escape(first)}. After: {escape(other)}. Paired "
-            "bootstrap on the same pairs; green and red: the interval leaves out zero.</p>"
+            f"<h2>{escape(other)} less {escape(first)}</h2><p class=soft>Paired bootstrap on the same pairs; green and "
+            "red: the interval leaves out zero.</p>"
             f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
         )
     return "".join(parts)
 
 
-def _comparison_row(name: str, before: float, found: Difference) -> str:
+def _comparison_row(name: str, first: float, found: Difference) -> str:
     kind = "better" if found.low > 0 else "worse" if found.high < 0 else ""
     cells = [
         f"<td>{_breakable(name)}</td>",
-        f"<td>{figure(before)}</td><td>{figure(before + found.delta)}</td>",
+        f"<td>{figure(first)}</td><td>{figure(first + found.delta)}</td>",
         f"<td class='{kind}'>{found.delta:+.2f}</td>",
         f"<td>{found.low:+.1f} to {found.high:+.1f}</td><td>{found.p:.3f}</td>",
     ]

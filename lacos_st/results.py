@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic
@@ -106,7 +106,8 @@ class SetResult:
             "gold": np.ascontiguousarray(self.gold),
         }
         with atomic(path) as temporary:
-            save_file(arrays, temporary, metadata={"result": json.dumps(facts)})
+            # not safetensors' own writer, whose files only their owner reads
+            temporary.write_bytes(save(arrays, metadata={"result": json.dumps(facts)}))
 
     @classmethod
     def load(cls, path: Path) -> SetResult:

@@ -154,7 +154,7 @@ def plan(
 
     Args:
         tasks: Group names (`sts-english`, `sts-multilingual`, `sts-sample`), MTEB task names, or names of
-            local data sets. None: every file of `data_dir`, or without one both STS groups.
+            local data sets. None: every set of `data_dir`, or without one both STS groups.
         languages: Keep the subsets whose languages are all among these two-letter codes, or that are named
             themselves (`en-ar`). None keeps all.
         data_dir: Directory with local files.
@@ -284,10 +284,27 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
             if is_reported(name, own_split) == (split == "test"):
                 add(name, own_split, subset, [file.path], official=True)
         if not official and (file.split == "test" if split == "test" else file.split in DEV):
+            file.codes()  # an error here, before anything runs, if it has none
             add(OWN + file.dataset, file.split, file.language, [file.path], official=False)
     if wanted is None and not found:
-        raise LacosError(f"{data_dir} has no {split} split: its files are for another purpose.")
+        raise MissingDataError(f"{data_dir} has no {split} split: its files are for another purpose.")
     return found
+
+
+def left_out(data_dir: Path, planned: Sequence[Task], split: str) -> str:
+    """Name files of a directory that no task runs, up to five a reason; empty where there are none."""
+    run = {path for task in planned for subset in task.keep or task.files for path in task.files.get(subset, ())}
+    named = {file.path for file in scan(data_dir)}
+    rest = [p for p in sorted(data_dir.iterdir()) if p.is_file() and p not in run and not p.name.startswith(".")]
+    reasons = {
+        "not named <dataset>.<language>.<split>.jsonl or .jsonl.gz": [p.name for p in rest if p not in named],
+        f"no {split} set that was asked for": [p.name for p in rest if p in named],
+    }
+    return "; ".join(
+        f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if names[5:] else ''} ({why})"
+        for why, names in reasons.items()
+        if names
+    )
 
 
 Sink = Callable[[str, str, np.ndarray, np.ndarray], None]

@@ -171,6 +171,7 @@ def _fit(
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     before = sts_sample(model)
+    model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
     with checkpoint_on_interrupt(trainer) as interrupted:
         try:

@@ -326,6 +326,14 @@ def test_a_wrong_name_is_told_so(small, arguments, message):
         evaluate(small, progress=False, **arguments)
 
 
+@pytest.mark.parametrize("output", ["afile", "afile/below"])
+def test_an_output_that_is_no_directory_is_told_so(tmp_path, small, monkeypatch, output):
+    (tmp_path / "afile").touch()
+    monkeypatch.setattr(small, "encode", lambda *a, **k: pytest.fail("it was encoded"))
+    with pytest.raises(LacosError, match=f"output '.*{output}' cannot be made a directory: .*Choose another"):
+        evaluate(small, tasks="sts-sample", output=tmp_path / output, progress=False)
+
+
 def test_a_model_that_is_not_there_is_told_so():
     with pytest.raises(LacosError, match="'no/such-model' could not be loaded"):
         evaluate("no/such-model", tasks="sts-sample", progress=False)

@@ -15,7 +15,7 @@ from sts_sets import write_set
 from lacos_st.errors import LacosError
 from lacos_st.evaluation import evaluate
 from lacos_st.local_sets import scan
-from lacos_st.tasks import MULTILINGUAL, SAMPLE, plan
+from lacos_st.tasks import MULTILINGUAL, SAMPLE, left_out, plan
 
 
 @pytest.fixture
@@ -141,6 +141,39 @@ def test_a_malformed_line_is_named(tmp_path, small, line, message):
     path.write_text("\n".join(lines))
     with pytest.raises(LacosError, match=message):
         evaluate(small, data_dir=tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("mine.xx.test.jsonl", {}, r"mine\.xx\.test\.jsonl: 'xx' in a file's name is no language"),
+        ("klue-sts.xx.test.jsonl", {}, r"klue-sts\.xx\.test\.jsonl: 'xx' in a file's name is no language"),
+        ("mine.fr.test.jsonl", {"score": "4"}, r"mine\.fr\.test\.jsonl:1: score must be a finite number"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_encoded(tmp_path, small, monkeypatch, name, change, message):
+    write_set(tmp_path, "early.en.test.jsonl")
+    write_set(tmp_path, name, **change)
+    monkeypatch.setattr(small, "encode", lambda *a, **k: pytest.fail("it was encoded"))
+    with pytest.raises(LacosError, match=message):
+        evaluate(small, data_dir=tmp_path, progress=False)
+
+
+def test_files_that_are_left_out_are_named(tmp_path, small, capsys):
+    for name in ("mine.en.test.jsonl", "mine.en.dev.jsonl", "foo.jsonl", ".hidden"):
+        write_set(tmp_path, name)
+    evaluate(small, data_dir=tmp_path, baseline=False)
+    first = capsys.readouterr().err.splitlines()[0]
+    assert first == (
+        "Left out: foo.jsonl (not named <dataset>.<language>.<split>.jsonl or .jsonl.gz); "
+        "mine.en.dev.jsonl (no test set that was asked for)"
+    )
+    for number in range(7):
+        write_set(tmp_path, f"mine{number}.en.train.jsonl")
+    assert "mine3.en.train.jsonl and 3 more (no test" in left_out(tmp_path, plan(None, None, tmp_path), "test")
+    (tmp_path / "foo.jsonl").unlink()
+    evaluate(small, tasks="mine", data_dir=tmp_path, baseline=False)
+    assert "Left out" not in capsys.readouterr().err
 
 
 def test_a_truncated_archive_is_named(tmp_path, small):

@@ -69,6 +69,24 @@ def test_lists_of_captions_are_compared_pair_by_pair(tmp_path, data):
     assert counts(check_overlap(train, data)) == [(1, 2)]
 
 
+def test_labels_scores_and_languages_are_no_texts(tmp_path, data):
+    with (data / "mine.en.test.jsonl").open("a") as stream:
+        stream.write('\n{"sentence1": "No!", "sentence2": "Two dogs run.", "score": 1}')
+    with (tmp_path / "t.csv").open("w", newline="") as stream:
+        rows = [["genre", "sentence1", "sentence2", "Language", "score", "label"]]
+        rows += [["news", "Two dogs run.", "Dogs are running.", "no", "1", "entailment"]]
+        csv.writer(stream).writerows(rows)
+    found = check_overlap(tmp_path / "t.csv", data)
+    assert counts(found) == [(1, 2)]
+    assert found.found[0].examples[0].endswith("t.csv:2: Two dogs run. | Dogs are running.")
+
+
+def test_a_dev_file_that_cannot_be_read_is_not_passed_over(tmp_path, data):
+    (data / "mine.xx.dev.jsonl").write_bytes((data / "mine.en.test.jsonl").read_bytes())
+    with pytest.raises(LacosError, match=r"mine\.xx\.dev\.jsonl"):
+        check_overlap(write(tmp_path / "t.jsonl", [{"anchor": "a", "positive": "b"}]), data)
+
+
 def test_other_formats_and_several_sources(tmp_path, data):
     with (tmp_path / "t.csv").open("w", newline="") as stream:
         csv.writer(stream).writerows([["anchor", "positive"], ["It 's raining", "the sun shines"]])

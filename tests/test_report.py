@@ -76,7 +76,8 @@ def test_the_page_says_what_was_found(report, evaluation):
         assert f">{result.score:.2f} <small>" in page
     assert "English, mean of 1" in page
     assert "other languages, mean of 1" in page
-    assert "Before and after" in page
+    assert "<h2>after@01234567 less before@01234567</h2>" in page
+    assert "<th>before@01234567</th><th>after@01234567</th><th>difference</th>" in page
     assert "Beside published results: STS17" in page
 
 
@@ -108,7 +109,7 @@ def test_one_model_and_a_constant_one(tmp_path):
         found[0].gold,
     )
     page = write_report(Evaluation.of_sets(found), tmp_path / "r.html")[0].read_text()
-    assert "Before and after" not in page
+    assert "Paired bootstrap" not in page
     assert ">nan<" in page or ">nan" in page
 
 

@@ -44,6 +44,14 @@ def test_a_damaged_detail_is_an_error_with_its_name(tmp_path):
         Evaluation.load(tmp_path / "details")
 
 
+def test_others_may_read_what_is_written(tmp_path, small):
+    write_set(tmp_path / "data", "mine.en.test.jsonl")
+    (tmp_path / "plain").touch()
+    evaluate(small, data_dir=tmp_path / "data", output=tmp_path / "o", progress=False)
+    modes = {path.stat().st_mode for path in (tmp_path / "o").rglob("*") if path.is_file()}
+    assert modes == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_what_mteb_reports_on_its_validation_split_is_no_set_to_choose_by(tmp_path):
     for task in ("KLUE-STS", "STSBenchmark"):
         result = SetResult("m", "r", task, "default", "validation", ("ko",), 1.0, 1.0, "d", np.ones(3), np.arange(3.0))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from transformers import TrainerCallback
@@ -90,6 +91,8 @@ def test_trains_saves_and_cleans_up(undisturbed):
     model = LacosSentenceTransformer(undisturbed)
     assert model.max_seq_length == 128
     assert sum(load.abs().sum() for key, load in adapter(undisturbed).items() if "lora_B" in key) > 0
+    figures = ModelCard.load(undisturbed / "README.md").data.eval_results
+    assert len(figures) == len({(figure.dataset_type, figure.metric_type) for figure in figures}) == 8
 
 
 def test_killed_and_resumed_ends_bit_for_bit_the_same(undisturbed, tiny_bloom, triplets, tmp_path):
