@@ -5,7 +5,7 @@
     lacos.json                                what stock ST has no field for and ignores
     1_Dense/, 2_Pooling/, ...                 the modules after the transformer
     lexical/                                  one that stock ST has not and does not see (`lexical.py`)
-    checkpoint-<step>/                        the Trainer's: without the base, by reference to it
+    checkpoint-<step>/                        the Trainer's: without the base, if it is frozen, by reference to it
 
 Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
 beside its target and then moved, so that no reader ever sees half of one.

@@ -8,8 +8,8 @@ It is ST's class with three differences.
   classes, and not the `LexicalSketch` that a base may have last: stock embeddings are then the meaning alone. The base
   lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter. Everything is written
   beside the target first and then moved, so that no reader ever sees half a model.
-- Checkpoints: in a directory that the Trainer names `checkpoint-<step>` all but the base is written, and reloading one
-  (best model, resume) reads no base: the 8-bit one in memory is never touched.
+- Checkpoints: in a directory that the Trainer names `checkpoint-<step>` all but a frozen base is written, and reloading
+  one (best model, resume) reads none: the 8-bit one in memory is never touched.
 """
 
 from __future__ import annotations
