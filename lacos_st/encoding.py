@@ -101,7 +101,8 @@ def encode_file(
         batch_size: Texts in one forward pass.
         chunk_size: Rows between two savings of the state; sorted by length inside.
         precision: As in `SentenceTransformer.encode`. int8 and uint8 are scaled to the range of each
-            dimension over the whole file; the ranges (2, dimension), needed to quantise queries alike, go to
+            dimension over the whole file; the ranges (2, dimension), needed to quantise queries alike and to turn
+            numbers back before they are compared (raw, dimensions of unlike ranges weigh alike), go to
             `X.ranges.npy`.
         normalize: Scale embeddings to length 1.
         prompt_name: One of `model.prompts`. Default: the model's default prompt.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -305,8 +306,6 @@ class LacosSentenceTransformer(SentenceTransformer):
         if isinstance(self[-1], LexicalSketch):  # in a folder of its own, which stock classes do not look into
             (stage / modules.pop()["path"]).rename(stage / SKETCH)
         if needs_plugin:
-            import warnings
-
             warnings.warn(
                 f"Stock sentence-transformers cannot express {' and '.join(needs_plugin)}: the saved model names "
                 "lacos_st's classes, and loads with lacos_st.LacosSentenceTransformer only.",
@@ -345,6 +344,16 @@ class LacosSentenceTransformer(SentenceTransformer):
             transformer.base = base
 
     # -- training and adapters ---------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; warns where a trainer would fail, for nothing trains: `backward` does not say what to do."""
+        if mode and not any(parameter.requires_grad for parameter in self.parameters()):
+            warnings.warn(
+                "Nothing in this model trains: add_lora() adds an adapter that does; one that was saved trains on with "
+                "LacosSentenceTransformer(..., is_trainable=True).",
+                stacklevel=2,
+            )
+        return super().train(mode)
 
     def fit(self, *args: Any, optimizer_class: type = bnb.optim.AdamW8bit, **kwargs: Any) -> None:
         """ST's `fit`, with bitsandbytes' 8-bit AdamW (arXiv 2110.02861) unless another optimiser is given."""

@@ -156,6 +156,16 @@ def test_a_directory_without_a_model_is_an_error_not_a_fallback(tmp_path, monkey
         LacosSentenceTransformer("./nowhere")
 
 
+def test_training_what_does_not_train_is_warned_of(tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom)
+    with pytest.warns(UserWarning, match=r"add_lora\(\).*is_trainable=True"):
+        model.train()
+    model.add_lora(rank=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.train().eval()
+
+
 def test_a_name_of_nothing_says_what_there_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(LacosError, match=r"no model 'Lacos_Bloom': .*Did you mean 'lacos-bloom'\?"):
