@@ -18,9 +18,8 @@ way round would train the opposite.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
@@ -78,14 +77,12 @@ class Layout:
         texts: The columns of text: text | anchor, positive, negatives... | premise, hypothesis.
         extra: The column of the label or the score, if the kind has one.
         by_name: Whether the columns were found by their names.
-        negatives: Number of negatives in a row -> such rows of a "tuple" source that `examples` has seen.
     """
 
     kind: Literal["text", "tuple", "nli", "scored"]
     texts: tuple[str, ...]
     extra: str | None = None
     by_name: bool = False
-    negatives: Counter[int] = field(default_factory=Counter, compare=False)
 
     @property
     def columns(self) -> list[str]:
@@ -104,11 +101,13 @@ class Layout:
         anchor, positive, *negatives = self.texts
         first = text_of(values, anchor)
         rest = [text for name in negatives for text in _texts_of(values, name)]
-        examples = [(first, text, *rest) for text in _texts_of(values, positive)]
-        # a later JSON line may have negatives under names that the first one has not
-        others = [name for name, value in values.items() if self.by_name and value and name not in self.texts]
-        self.negatives[len(rest) + sum(map(_is_negative, others))] += 1
-        return examples
+        return [(first, text, *rest) for text in _texts_of(values, positive)]
+
+    def further_negatives(self, row: Row) -> int:
+        """Count a row's negatives under names that the first row has not, as a later JSON line may have them."""
+        if self.kind != "tuple" or not self.by_name:
+            return 0
+        return sum(bool(value) and name not in self.texts and _is_negative(name) for name, value in row.values.items())
 
     def label(self, row: Row) -> int:
         """Return 0 for entailment, 1 for neutral, 2 for contradiction, -1 for unlabelled.

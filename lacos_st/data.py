@@ -225,10 +225,9 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
         layout = layout_of(table, chosen, settings.if_present)
         part = read_source(table, layout, settings.on_bad_row, settings.min_score)
         parts.append(part)
-        cut = sum(rows for negatives, rows in layout.negatives.items() if negatives > part.negatives)
-        if cut:
+        if part.report.cut:
             notes.append(
-                f"{name}: {cut:,} row(s) have more negatives than the first, which has {part.negatives}: "
+                f"{name}: {part.report.cut:,} row(s) have more negatives than the first, which has {part.negatives}: "
                 f"{part.negatives} kept. Give every row as many."
             )
     scored = any(part.report.kind == "scored" for part in parts)

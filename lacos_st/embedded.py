@@ -26,6 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -211,9 +212,10 @@ def unpack(name: str, directory: str | Path) -> None:
         stage.chmod(0o755)
         _write(name, stage)
         stage.rename(target)  # replaces an empty directory
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter where a disk is full
+        reason = getattr(error, "strerror", None) or error
         raise LacosError(
-            f"Unpacking {name!r} to {str(target)!r} failed: {error.strerror or error}. Nothing was left there; "
+            f"Unpacking {name!r} to {str(target)!r} failed: {reason}. Nothing was left there; "
             "choose another directory (for the cache: set LACOS_CACHE)."
         ) from error
     finally:

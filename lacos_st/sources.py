@@ -32,6 +32,7 @@ class SourceReport:
         read: Records in it.
         bad: Rows that could not be used; `examples` quotes the first, with file and line.
         unused: Good rows that make no example: neutral or unlabelled NLI rows, contradictions, low scores.
+        cut: Good rows with more negatives than the first, beyond which they are dropped.
         duplicates: Examples that had occurred before.
         used: Distinct examples.
         sampled: Examples in the result, after weights and `max_rows`.
@@ -43,6 +44,7 @@ class SourceReport:
     read: int = 0
     bad: int = 0
     unused: int = 0
+    cut: int = 0
     duplicates: int = 0
     used: int = 0
     sampled: int = 0
@@ -139,6 +141,7 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
             report.unused += 1
             continue
         width = width or len(examples[0])
+        report.cut += len(examples[0]) + layout.further_negatives(row) > width
         builder = builder or Builder(width)
         for texts in examples:
             builder.add(texts[:width])

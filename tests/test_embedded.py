@@ -133,6 +133,18 @@ def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
 UNPACK = "from lacos_st.embedded import embedded_directory as e; print(e('bloom-mini'))"
 
 
+def test_unpacking_to_a_disk_that_takes_no_more_is_an_error(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (900_000, before[1]))  # bytes in a file: as a disk that is full
+    try:
+        with pytest.raises(LacosError, match=r"Unpacking 'bloom-mini' to .* failed: .*os error"):
+            embedded.unpack("bloom-mini", tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
 def test_many_processes_unpack_at_once_and_agree(tmp_path):
     environment = {**os.environ, "LACOS_CACHE": str(tmp_path)}
     workers = [
