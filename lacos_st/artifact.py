@@ -102,6 +102,33 @@ def read_adapter(directory: Path, name: str) -> dict[str, Tensor]:
     return state
 
 
+def check_complete(directory: Path) -> None:
+    """Refuse a saved model that has lost files, which host libraries would tell in other words or load a part of.
+
+    Raises:
+        LacosError: Files are missing.
+    """
+    if not (directory / RECORD).is_file():
+        return  # no model that we have saved
+    files = ["modules.json", "tokenizer.json"]
+    if not (directory / _ADAPTER[0]).is_file():  # the base is there too
+        files.append("config.json")
+        if not any(directory.glob("model*.safetensors")):
+            files.append("model.safetensors")
+        if json.loads((directory / RECORD).read_text(encoding="utf-8")).get("adapters"):
+            files += [f"adapter/{name}" for name in _ADAPTER]
+    else:
+        files.append(_ADAPTER[1])
+    with suppress(FileNotFoundError):
+        for module in json.loads((directory / "modules.json").read_text(encoding="utf-8")):
+            if module["path"]:
+                files.append(f"{module['path']}/config.json")
+            if module["type"].endswith((".Dense", ".LayerNorm")):
+                files.append(f"{module['path']}/model.safetensors")
+    if missing := [file for file in files if not (directory / file).is_file()]:
+        raise LacosError(f"The model in {str(directory)!r} is not whole, {', '.join(missing)} missing: copy it again.")
+
+
 def describe_base(source: str, recorded: dict[str, str | None] | None, commit: str | None) -> dict[str, str | None]:
     """Say what the base of a model is.
 

@@ -103,7 +103,7 @@ class PartialFile:
             changes = "; ".join(f"{key}: {plan.get(key)!r}, now {self.plan[key]!r}" for key in differing)
             raise LacosError(
                 f"{self.output} was begun with other settings ({changes}), so going on would mix two results. "
-                "Run again with the same input, model and options, or start over with resume=False."
+                "Run again with the same input, model and options, or start over with resume=False (--no-resume)."
             )
         if not self.path.exists() or self.path.stat().st_size < self._end(done):
             logger.warning("%s is missing or cut short; starting over.", self.path)

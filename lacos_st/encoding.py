@@ -173,7 +173,7 @@ def encode_file(
                 bar.update(len(chunk))
         after = os.stat(input)
         if partial.done != source.rows or (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise DataError(f"{input} changed while it was encoded. Start over with resume=False.")
+            raise DataError(f"{input} changed while it was encoded. Start over with resume=False (--no-resume).")
         finish(partial, source.ids(), precision, chunk_size)
     return EncodeResult(output, source.rows, width, source.empty, start)
 

@@ -31,6 +31,7 @@ from torch import nn
 from lacos_st.artifact import (
     SKETCH,
     AdapterCheckpoint,
+    check_complete,
     disk_error,
     is_adapter_checkpoint,
     is_checkpoint,
@@ -99,6 +100,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         self._default_pooling = pooling
         self.is_plain_checkpoint = False
         path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
+        if path is not None:
+            check_complete(Path(path))
         for module in modules or []:
             if type(module) in _OURS:
                 module.__class__ = _OURS[type(module)]

@@ -1,13 +1,16 @@
 """A directory holds a whole model or the one before it, and says where its base is from."""
 
 import errno
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import CORPUS, randomise, tree
+from sentence_transformers.sentence_transformer.modules import LayerNorm
 
 from lacos_st.artifact import AdapterCheckpoint, describe_base, disk_error, is_adapter_checkpoint, is_hub_name
+from lacos_st.dense import LacosDense
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
 
@@ -100,3 +103,27 @@ def test_a_base_is_described_by_where_it_is_from(tiny_bloom, tmp_path):
     assert describe_base(str(tmp_path), recorded, None) == recorded
     assert is_hub_name("owner/model")
     assert not any(is_hub_name(name) for name in (None, "model", "/owner/model", "a/b/c"))
+
+
+@pytest.mark.parametrize("self_contained", [True, False])
+def test_a_model_that_has_lost_a_file_says_which(self_contained, tiny_model, tmp_path):
+    width = tiny_model.get_embedding_dimension()
+    tiny_model.append(LacosDense(width, 8))
+    tiny_model.append(LayerNorm(8))
+    tiny_model.save(str(tmp_path / "model"), self_contained=self_contained)
+    needed = [
+        name
+        for name in tree(tmp_path / "model")
+        if not name.endswith((".md", "sentence_bert_config.json", "config_sentence_transformers.json"))
+        and name not in ("lacos.json", "tokenizer_config.json")
+    ]
+    assert len(needed) >= 9
+    for name in needed:
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(tmp_path / "model", copy)
+        (copy / name).unlink()
+        if name == "adapter_config.json":
+            continue  # without a base in it: no more than a folder of files, which `resolve` and stock classes judge
+        with pytest.raises(LacosError, match=rf"not whole, .*{name}.* missing"):
+            LacosSentenceTransformer(str(copy))

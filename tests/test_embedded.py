@@ -42,6 +42,25 @@ def test_white_space_is_one_space(base, text):
     assert tokenizer(text)["input_ids"] == tokenizer("a man plays guitar")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("I don\u2019t know what it\u2019s about", "I don't know what it's about"),
+        ("l\u2019homme d\u2019aujourd\u2019hui, qu\u2019il", "l'homme d'aujourd'hui, qu'il"),
+        ("all\u2019uomo un\u2019altra", "all'uomo un'altra"),
+        ("\ufeffa gui\u00adtar \u200bplays\u200e", "a guitar plays"),
+    ],
+)
+def test_signs_that_nobody_sees_or_tells_apart_say_nothing(base, text, same):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer(text)["input_ids"] == tokenizer(same)["input_ids"]
+
+
+def test_apostrophes_that_are_letters_stay(base):
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    assert tokenizer("bo\u2019ldi")["input_ids"] != tokenizer("bo'ldi")["input_ids"]
+
+
 def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     for text in ("naïve café", "你好，世界", "مرحبا بالعالم", "नमस्ते दुनिया", "𓀀 ᚠ 🦜"):

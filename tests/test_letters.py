@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import letters
-from letters import in_other_letters, serbian_in_latin, uyghur_in_cyrillic
+from letters import SERBIAN_LATIN, UYGHUR_CYRILLIC, by_letters, serbian_in_latin, uyghur_in_cyrillic
 
 
 def test_examples():
@@ -38,7 +38,9 @@ def test_all_letters_of_an_alphabet_have_one_in_the_other():
     assert not any("\u0600" <= letter <= "\u06ff" for letter in uyghur_in_cyrillic(uyghur))
 
 
-def test_a_row_gains_what_is_written_otherwise_and_nothing_else():
+def test_a_row_names_each_alphabet():
     row = {"en": "Good.", "sr": "Добро.", "ug": "ياخشى.", "de": "Gut."}
-    assert [*in_other_letters(row)] == [(letters.UYGHUR_CYRILLIC, "Яхши."), ("sr", "Dobro.")]
-    assert [*in_other_letters({"sr": "Dobro."})] == []  # is in Latin letters already
+    written = [*by_letters(row)]
+    assert dict(written) == {**row, SERBIAN_LATIN: "Dobro.", UYGHUR_CYRILLIC: "Яхши."}
+    assert len(written) == 6
+    assert [*by_letters({"sr": "Dobro."})] == [(SERBIAN_LATIN, "Dobro.")]  # is in Latin letters already

@@ -16,6 +16,7 @@ import torch
 from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
 from corpus import rarities, tokenize
 from kept import kept
+from letters import SERBIAN_LATIN
 from spelling import CODES, Characters, projection, signs
 from targets import LEXICAL, TOKENS, Second, said_of
 from torch import Tensor
@@ -30,7 +31,7 @@ DRAWN = FAVOUR | {
     "pl": 3.5,
     **dict.fromkeys(("cs", "ja", "ko"), 1.5),
     **dict.fromkeys(("bn", "ro"), 2.0),
-    **dict.fromkeys(("fa", "id", "mr", "sr", "sv", "tr"), 2.5),
+    **dict.fromkeys(("fa", "id", "mr", "sv", "tr", SERBIAN_LATIN), 2.5),
 }
 """`FAVOUR`, but that languages which the second teacher knows and that have few translations are drawn more often, and
 those most often that have the most text beside English."""

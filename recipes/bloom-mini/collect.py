@@ -31,7 +31,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from catalogues import CLDR, annotation_rows, catalogue_rows
 from catalogues import LICENCE as CATALOGUES
-from letters import UYGHUR_CYRILLIC, in_other_letters
+from letters import SERBIAN_LATIN, UYGHUR_CYRILLIC, by_letters
+from ontologies import BIOLOGY, definitions
+from ontologies import LICENCE as ONTOLOGIES
 from translate import LICENCE as TRANSLATED
 from translate import OF_ENGLISH, OF_SPANISH, translations
 
@@ -82,7 +84,8 @@ FAVOUR = {
     "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 2.0, "sv": 1.5, "ro": 1.8, "cs": 1.0, "mr": 1.5, "bn": 1.5,
     "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
-    "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "sr": 1.5, "ug": 1.5, "uz": 1.5, UYGHUR_CYRILLIC: 1.0,
+    "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "ug": 1.5, "uz": 1.5, "sr": 0.5,
+    SERBIAN_LATIN: 1.5, UYGHUR_CYRILLIC: 1.0, BIOLOGY: 0.2,
 }  # fmt: skip
 SINGLE_WORDS = ["wordfreq", "words"]  # sources of words, not of sentences
 NOT_WRITTEN = [*SINGLE_WORDS, "cldr"]  # sources that do not show how often a language uses a word
@@ -90,7 +93,7 @@ UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endi
 WORDED = {lang: lang for lang in (
     "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hu", "id", "it", "ja",
     "ko", "nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh",
-)} | {"sr": "sh", "hr": "sh"}  # fmt: skip
+)} | {SERBIAN_LATIN: "sh", "hr": "sh"}  # fmt: skip
 """Languages whose frequent words are collected from wordfreq, and its names of them."""
 MARKS = string.punctuation + "«»“”„‘’…—–¿¡।॥،؛؟"  # at the ends of words; vowel signs are none
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
@@ -271,6 +274,9 @@ def main() -> None:
     parser.add_argument("--catalogues", type=Path, help="folder of gettext catalogues, for example /usr/share/locale")
     parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
     parser.add_argument("--annotations", type=Path, help="folder of the npm package cldr-annotations-full")
+    parser.add_argument(
+        "--ontologies", type=Path, help="folder of go.obo, pathway.obo, so.obo: what biology's terms are"
+    )
     parser.add_argument("--words", type=int, default=30000, help="frequent words (wordfreq) of each language")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources out")
     args = parser.parse_args()
@@ -314,12 +320,14 @@ def main() -> None:
     if args.apertium:
         rows.append(translated())
     rows.append(software_rows(args.catalogues, args.annotations, args.messages))
+    if args.ontologies:
+        rows.append(("ontologies", ONTOLOGIES, {BIOLOGY: text}) for text in definitions(args.ontologies))
     rows += [word_rows(args.words), words_met(texts, args.words)]
     for stream in rows:
         for source, licence, row in stream:
             licences[source] = licence
             anchor = add("en", row["en"], source) if "en" in row else -1
-            for lang, text in [*row.items(), *in_other_letters(row)]:
+            for lang, text in by_letters(row):
                 if lang != "en":
                     place = add(lang, text, source)
                     if place >= 0 and english[place] < 0:

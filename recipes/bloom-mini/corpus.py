@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from collect import FAVOUR, NOT_WRITTEN, UNSPACED
+from collect import FAVOUR, NOT_WRITTEN, UNSPACED, WORDED
 from kept import kept
 from teach import MAX_TOKENS
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -38,11 +38,11 @@ def spoken(tokenizer: PreTrainedTokenizerBase, lang: str) -> np.ndarray | None:
 
     None where wordfreq does not know the language or words are written together.
     """
-    from wordfreq import available_languages, get_frequency_dict
+    from wordfreq import get_frequency_dict
 
-    if lang not in available_languages() or lang in UNSPACED:
+    if lang not in WORDED or lang in UNSPACED:
         return None
-    frequency = get_frequency_dict(lang)
+    frequency = get_frequency_dict(WORDED[lang])
     words = sorted(frequency, key=lambda word: (-frequency[word], word))[:50_000]
     found = tokenizer(words, add_special_tokens=False)["input_ids"]
     weight = np.repeat([frequency[word] for word in words], [len(ids) for ids in found])

@@ -10,15 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-UYGHUR_CYRILLIC = "ug-Cyrl"
+UYGHUR_CYRILLIC, SERBIAN_LATIN = "ug-Cyrl", "sr-Latn"
 _UYGHUR = str.maketrans(
     "ابپتجچخدرزژسشغفقكگڭلمنھوۇۆۈۋېىيە؟،؛", "абптҗчхдрзжсшғфқкгңлмнһоуөүвеийә?,;", "ئـ"
 )  # the two left out: a vowel's carrier, a stroke that lengthens
 _SERBIAN = dict(zip("абвгдђежзијклмнопрстћуфхцчш", "abvgdđežzijklmnoprstćufhcčš", strict=True))
 _SERBIAN |= {"љ": "lj", "њ": "nj", "џ": "dž"}
-_SERBIAN_LETTERS = str.maketrans(
-    _SERBIAN | {cyrillic.upper(): latin.capitalize() for cyrillic, latin in _SERBIAN.items()}
-)
+_SERBIAN |= {cyrillic.upper(): latin.capitalize() for cyrillic, latin in _SERBIAN.items()}
+_SERBIAN_LETTERS = str.maketrans(_SERBIAN)
 
 
 def uyghur_in_cyrillic(text: str) -> str:
@@ -42,9 +41,16 @@ def serbian_in_latin(text: str) -> str:
     return text.translate(_SERBIAN_LETTERS)
 
 
-def in_other_letters(row: dict[str, str]) -> Iterator[tuple[str, str]]:
-    """(language, text) of a row's sentences that are written in another alphabet too."""
-    if "ug" in row:
-        yield UYGHUR_CYRILLIC, uyghur_in_cyrillic(row["ug"])
-    if "sr" in row and (latin := serbian_in_latin(row["sr"])) != row["sr"]:
-        yield "sr", latin
+def by_letters(row: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(language, text) of a row's sentences, those in two alphabets under two names.
+
+    Tokens of one alphabet say nothing of how rare those of the other are. "sr" is in Cyrillic letters.
+    """
+    for lang, text in row.items():
+        latin = serbian_in_latin(text) if lang == "sr" else None
+        if latin != text:
+            yield lang, text
+        if latin is not None:
+            yield SERBIAN_LATIN, latin
+        if lang == "ug":
+            yield UYGHUR_CYRILLIC, uyghur_in_cyrillic(text)

@@ -17,6 +17,7 @@ import torch
 from collect import FAVOUR
 from corpus import rarities
 from letters import UYGHUR_CYRILLIC
+from ontologies import BIOLOGY
 
 from lacos_st.artifact import SKETCH
 from lacos_st.lexical import LEVELS, LexicalSketch
@@ -26,6 +27,7 @@ SHARE = {
     "cs": 0.35, "ru": 0.2, "uk": 0.25, "bg": 0.25, "tr": 0.4, "hi": 0.5, "mr": 0.4, "fa": 0.3, "id": 0.3, "ms": 0.3,
     "ja": 0.35, "ko": 0.4, "zh": 0.35, "ar": 0.3, "vi": 0.3, "el": 0.3, "gl": 0.15, "ca": 0.15,
     "az": 0.2, "kk": 0.6, "ky": 0.7, "uz": 0.6, "tt": 0.15, UYGHUR_CYRILLIC: 0.2,
+    BIOLOGY: 0.5,
 }  # fmt: skip
 OTHERS = 0.55  # the less text a language has, the more its spelling is worth
 MEANING = 512  # numbers that it is put behind: twice a state's, as `Widening` makes them
@@ -40,7 +42,8 @@ def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
     """
     rarest = float(rarity.max())
     found = np.round(rarity.astype(np.float32) / rarest * (LEVELS - 1)).astype(np.uint8)
-    kept = np.array([LEVELS - 3 if FAVOUR.get(lang, 0) >= 0.5 else LEVELS - 7 for lang in langs])
+    count = [FAVOUR.get(lang, 0) >= 0.5 or lang == BIOLOGY for lang in langs]
+    kept = np.where(count, LEVELS - 3, LEVELS - 7)
     found[found > kept[:, None]] = LEVELS - 1
     return torch.from_numpy(found), rarest
 

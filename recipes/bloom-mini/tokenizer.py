@@ -22,11 +22,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from collect import FAVOUR, UNSPACED
+from collect import FAVOUR, UNSPACED, WORDED
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<pad>"]
+INVISIBLE = r"[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]"
+"""Hyphens where a word may be cut, directions of writing, marks of byte order: no one sees them in a text."""
+APOSTROPHE = r"(?<=\p{L})\u2019(?=(?:s|t|re|ve|ll|d|m)\b)|(?<=\b[cdjlmnstv]|qu|rd|ll|un|gl)\u2019(?=\p{L})"
+"""The typographic one of English, French, Italian and Catalan. Uzbek's letters have the same sign, which stays."""
 SPLIT = r" ?\p{L}[\p{L}\p{M}]*| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
@@ -36,6 +40,8 @@ def build(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
         [
             normalizers.NFKC(),
             normalizers.Lowercase(),
+            normalizers.Replace(Regex(INVISIBLE), ""),
+            normalizers.Replace(Regex(APOSTROPHE), "'"),
             normalizers.Replace(Regex(r"\s+"), " "),  # a wrapped line, a tab, two spaces: words keep their pieces
             normalizers.Strip(),
             normalizers.Prepend(" "),
@@ -81,9 +87,9 @@ def sample(
     are single words, drawn as often as people use them (wordfreq): sentences of a few sources repeat their subjects.
     Not where words are written together, or carry endings that are words themselves.
     """
-    from wordfreq import available_languages, get_frequency_dict
+    from wordfreq import get_frequency_dict
 
-    worded = {lang for lang in available_languages() if FAVOUR.get(lang, 0) >= 0.5 and lang not in UNSPACED}
+    worded = {lang for lang in WORDED if FAVOUR.get(lang, 0) >= 0.5 and lang not in UNSPACED}
     by_lang: dict[str, list[str]] = defaultdict(list)
     for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
         by_lang[lang].append(text)
@@ -95,7 +101,7 @@ def sample(
     for lang, texts in sorted(by_lang.items()):
         random.Random(seed).shuffle(texts)
         budget = characters * wanted[lang] / total
-        frequency = get_frequency_dict(lang) if lang in worded else {}
+        frequency = get_frequency_dict(WORDED[lang]) if lang in worded else {}
         used = 0
         for text in texts * 3:
             if used >= budget * (1 - words if frequency else 1):
