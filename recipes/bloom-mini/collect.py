@@ -84,7 +84,7 @@ FAVOUR = {
     "it": 2.5, "nl": 2.5, "pl": 2.5, "ru": 2.5, "tr": 2.0, "sv": 1.5, "ro": 1.8, "cs": 1.0, "mr": 1.5, "bn": 1.5,
     "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
-    "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "ug": 1.5, "uz": 1.5, "sr": 0.5,
+    "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "ug": 1.5, "uz": 1.5, "sr": 0.2,
     SERBIAN_LATIN: 1.5, UYGHUR_CYRILLIC: 1.0, BIOLOGY: 0.2,
 }  # fmt: skip
 SINGLE_WORDS = ["wordfreq", "words"]  # sources of words, not of sentences
