@@ -1,7 +1,8 @@
 """A directory holds a whole model or the one before it, and says where its base is from."""
 
 import errno
-import shutil
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,19 +112,29 @@ def test_a_model_that_has_lost_a_file_says_which(self_contained, tiny_model, tmp
     tiny_model.append(LacosDense(width, 8))
     tiny_model.append(LayerNorm(8))
     tiny_model.save(str(tmp_path / "model"), self_contained=self_contained)
-    needed = [
+    needed = {
         name
         for name in tree(tmp_path / "model")
-        if not name.endswith((".md", "sentence_bert_config.json", "config_sentence_transformers.json"))
-        and name not in ("lacos.json", "tokenizer_config.json")
-    ]
-    assert len(needed) >= 9
-    for name in needed:
-        copy = tmp_path / "copy"
-        shutil.rmtree(copy, ignore_errors=True)
-        shutil.copytree(tmp_path / "model", copy)
-        (copy / name).unlink()
-        if name == "adapter_config.json":
-            continue  # without a base in it: no more than a folder of files, which `resolve` and stock classes judge
-        with pytest.raises(LacosError, match=rf"not whole, .*{name}.* missing"):
-            LacosSentenceTransformer(str(copy))
+        if Path(name).suffix in (".json", ".safetensors")
+        and not name.startswith(("sentence_bert_config", "config_sentence_transformers", "tokenizer_config"))
+    }
+    assert len(needed) == (12 if self_contained else 10)
+    for name in needed - {"lacos.json", "adapter_config.json"}:  # without these it is another kind of directory
+        (tmp_path / "model" / name).rename(tmp_path / "kept")
+        with pytest.raises(LacosError, match=rf"not whole \({name} is missing\)"):
+            LacosSentenceTransformer(str(tmp_path / "model"))
+        (tmp_path / "model" / name).write_bytes((tmp_path / "kept").read_bytes()[:-9])
+        with pytest.raises(LacosError, match=rf"not whole \({name} is damaged\)"):
+            LacosSentenceTransformer(str(tmp_path / "model"))
+        (tmp_path / "kept").rename(tmp_path / "model" / name)
+    LacosSentenceTransformer(str(tmp_path / "model"))
+
+
+def test_a_lost_shard_is_named(tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(str(tiny_bloom))
+    model.save_pretrained(str(tmp_path))
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    with pytest.raises(LacosError, match=r"not whole \(model-00002-of-00002.safetensors is missing\)"):
+        LacosSentenceTransformer(str(tmp_path))
