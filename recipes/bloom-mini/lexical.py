@@ -32,6 +32,7 @@ SHARE = {
 OTHERS = 0.55  # the less text a language has, the more its spelling is worth
 MEANING = 512  # numbers that it is put behind: twice a state's, as `Widening` makes them
 PRIOR = 4.0  # what the logarithm of `FAVOUR` is multiplied by: doubt is for English, not for Afrikaans
+PRIORS = {BIOLOGY: -18.0}  # so many of its words that no exercise on circuits and no gloss is taken for it
 
 
 def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
@@ -52,7 +53,7 @@ def count(work_dir: Path) -> LexicalSketch:
     langs, rarity = rarities(work_dir)
     found, rarest = levels(langs, rarity)
     shares = {lang: SHARE.get(lang, OTHERS) for lang in langs}
-    priors = {lang: PRIOR * math.log(FAVOUR.get(lang, min(FAVOUR.values()) / 2)) for lang in langs}
+    priors = {lang: PRIOR * math.log(FAVOUR.get(lang, min(FAVOUR.values()) / 2)) for lang in langs} | PRIORS
     return LexicalSketch.from_levels(shares, priors, found, rarest, MEANING)
 
 
