@@ -246,6 +246,25 @@ def test_the_embedded_models_know_their_languages():
         assert share == pytest.approx(told[lang], abs=0.05), lang
 
 
+def test_the_embedded_models_tell_biology_from_other_english():
+    model = LacosSentenceTransformer("lacos-bloom")
+    sketch = model[-1]
+    told = dict(zip(sketch.languages, sketch.shares.tolist(), strict=True))
+    biology = (
+        "The receptor kinase phosphorylates transcription factors, which regulates gene expression in tumor cells."
+    )
+    others = ["The act of mixing one thing with another.", "A cell phone is on it.", "The bulb has no battery."]
+    shares = sketch.sketch(model.preprocess([biology, *others]))[1].tolist()
+    assert shares == pytest.approx([told["en-biology"], *[told["en"]] * 3], abs=0.05)
+
+
+def test_the_recipe_counts_languages_that_it_has(work_dir):
+    sketch = recipe.count(work_dir)  # no biology among them
+    assert sketch.languages == ["de", "en", "es"]
+    assert sketch.shares.tolist() == pytest.approx([recipe.SHARE[lang] for lang in sketch.languages])
+    assert sketch.priors.argmax() == 1
+
+
 def test_the_recipe_counts_in_levels():
     rarity = np.array([[0.0, 9.9, 9.0], [6.7, 4.9, 6.3]], np.float16)
     found, rarest = recipe.levels(["en", "is"], rarity)

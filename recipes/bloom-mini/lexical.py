@@ -32,7 +32,7 @@ SHARE = {
 OTHERS = 0.55  # the less text a language has, the more its spelling is worth
 MEANING = 512  # numbers that it is put behind: twice a state's, as `Widening` makes them
 PRIOR = 4.0  # what the logarithm of `FAVOUR` is multiplied by: doubt is for English, not for Afrikaans
-PRIORS = {BIOLOGY: -18.0}  # so many of its words that no exercise on circuits and no gloss is taken for it
+PRIORS = {BIOLOGY: -18.0}  # nats: it takes many of its words, or glosses and exercises in physics are taken for it
 
 
 def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
@@ -43,8 +43,8 @@ def levels(langs: list[str], rarity: np.ndarray) -> tuple[torch.Tensor, float]:
     """
     rarest = float(rarity.max())
     found = np.round(rarity.astype(np.float32) / rarest * (LEVELS - 1)).astype(np.uint8)
-    count = [FAVOUR.get(lang, 0) >= 0.5 or lang == BIOLOGY for lang in langs]
-    kept = np.where(count, LEVELS - 3, LEVELS - 7)
+    matters = [FAVOUR.get(lang, 0) >= 0.5 or lang == BIOLOGY for lang in langs]
+    kept = np.where(matters, LEVELS - 3, LEVELS - 7)
     found[found > kept[:, None]] = LEVELS - 1
     return torch.from_numpy(found), rarest
 
@@ -53,7 +53,8 @@ def count(work_dir: Path) -> LexicalSketch:
     langs, rarity = rarities(work_dir)
     found, rarest = levels(langs, rarity)
     shares = {lang: SHARE.get(lang, OTHERS) for lang in langs}
-    priors = {lang: PRIOR * math.log(FAVOUR.get(lang, min(FAVOUR.values()) / 2)) for lang in langs} | PRIORS
+    least = min(FAVOUR.values()) / 2
+    priors = {lang: PRIORS.get(lang, PRIOR * math.log(FAVOUR.get(lang, least))) for lang in langs}
     return LexicalSketch.from_levels(shares, priors, found, rarest, MEANING)
 
 
