@@ -56,6 +56,14 @@ def test_signs_that_nobody_sees_or_tells_apart_say_nothing(base, text, same):
     assert tokenizer(text)["input_ids"] == tokenizer(same)["input_ids"]
 
 
+def test_a_sketch_cut_short_is_an_error_of_ours(tmp_path):
+    embedded.unpack("bloom-mini", tmp_path / "mini")
+    file = tmp_path / "mini" / "lexical" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:3000])
+    with pytest.raises(LacosError, match=r"lexical/model\.safetensors is damaged"):
+        LacosSentenceTransformer(str(tmp_path / "mini"))
+
+
 def test_apostrophes_that_are_letters_stay(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer("bo\u2019ldi")["input_ids"] != tokenizer("bo'ldi")["input_ids"]
