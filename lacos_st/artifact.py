@@ -148,9 +148,6 @@ def check_complete(directory: Path) -> None:
             read(f"{module['path']}/config.json")
         if module["type"].endswith((".Dense", ".LayerNorm")):
             read(f"{module['path']}/model.safetensors")
-    if record.get("lexical") and (directory / SKETCH).is_dir():  # `load_sketch` says what to do without it
-        for file in ("config.json", "model.safetensors"):
-            read(f"{SKETCH}/{file}")
     if faults:
         which = ", ".join(f"{name} is {fault}" for name, fault in faults.items())
         raise LacosError(f"The model in {str(directory)!r} is not whole ({which}): copy it again.")

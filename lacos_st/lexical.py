@@ -25,6 +25,7 @@ import os
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sentence_transformers.base.modules import Module
 from torch import Tensor, nn
@@ -222,7 +223,7 @@ def load_sketch(
         It, or None.
 
     Raises:
-        LacosError: It is missing, or another model's.
+        LacosError: It is missing, damaged, or another model's.
     """
     if expected is False:
         return None
@@ -237,6 +238,8 @@ def load_sketch(
             f"{path!r} was saved with a sketch of words ({SKETCH}/), which cannot be found: fetch that folder too, or "
             "load the model with stock sentence-transformers, which leaves it out."
         ) from error
+    except SafetensorError as error:
+        raise LacosError(f"The sketch in {path!r} ({SKETCH}/) is damaged: fetch that folder again.") from error
     if (sketch.meaning, len(sketch.counts)) != (meaning, vocabulary):
         raise LacosError(
             f"The sketch in {path!r} ({SKETCH}/) is for embeddings of {sketch.meaning} and {len(sketch.counts):,} "
