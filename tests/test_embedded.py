@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from lacos_st import embedded
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.packed_table import unpack_table
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
+import tokenizer as recipe
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,13 @@ def test_a_sketch_cut_short_is_an_error_of_ours(tmp_path):
 def test_apostrophes_that_are_letters_stay(base):
     tokenizer = AutoTokenizer.from_pretrained(base)
     assert tokenizer("bo\u2019ldi")["input_ids"] != tokenizer("bo'ldi")["input_ids"]
+
+
+def test_the_recipe_cuts_texts_as_the_shipped_tokenizer_does(base):
+    shipped = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    built = json.loads(recipe.build(["a text", "another"], 300).backend_tokenizer.to_str())
+    for part in ("normalizer", "pre_tokenizer", "post_processor"):
+        assert built[part] == shipped[part], part
 
 
 def test_the_tokenizer_loses_no_word_and_spells_what_it_does_not_know(base):
