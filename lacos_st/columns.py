@@ -18,6 +18,7 @@ way round would train the opposite.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -137,6 +138,13 @@ class Layout:
         return score
 
 
+def override(columns: Sequence[str] | Mapping[str, str]) -> str:
+    """Return how a user says which columns to read, in Python and on the command line."""
+    if isinstance(columns, Mapping):
+        return f"columns={dict(columns)} (--columns {shlex.join(f'{role}={name}' for role, name in columns.items())})"
+    return f"columns={list(columns)} (--columns {shlex.join(columns)})"
+
+
 def _label(value: Any) -> int | None:
     text = "" if value is None else str(value).strip().lower()
     text = text.removesuffix(".0")  # data frames turn integer columns with a gap into floats
@@ -228,7 +236,7 @@ def layout_of(table: Table, columns: Columns | None = None, if_present: bool = F
     raise DataError(
         f"{table.name}: cannot tell which columns to train on; it has {found}. Known are anchor and positive "
         "(also query/answer, sentence1/sentence2, question1/question2) with optional negatives; premise, "
-        "hypothesis and label; text or sentence. Name them: columns=['anchor column', 'positive column']."
+        f"hypothesis and label; text or sentence. Name them: {override(['ANCHOR', 'POSITIVE'])}."
     )
 
 
@@ -236,12 +244,12 @@ def _labelled(table: Table, first: Row, pair: tuple[str, str], column: str) -> L
     value = first.values.get(column)
     if isinstance(value, str) and value.strip().lower() in {*NLI_LABELS, "-"}:
         return Layout("nli", pair, column)
+    nli = override({"premise": pair[0], "hypothesis": pair[1], "label": column})
+    scored = override({"anchor": pair[0], "positive": pair[1], "score": column})
     raise DataError(
         f"{table.place(first.number)}: what does {value!r} in column {column!r} mean? For NLI (0 entailment, "
-        f"1 neutral, 2 contradiction): columns={{'premise': {pair[0]!r}, 'hypothesis': {pair[1]!r}, 'label': "
-        f"{column!r}}}. For a number that is high for the same meaning: columns={{'anchor': {pair[0]!r}, "
-        f"'positive': {pair[1]!r}, 'score': {column!r}}} with min_score=1, say. To take every row as a pair: "
-        f"columns={list(pair)}."
+        f"1 neutral, 2 contradiction): {nli}. For a number that is high for the same meaning: {scored}, with "
+        f"min_score=1 (--min-score 1), say. To take every row as a pair: {override(pair)}."
     )
 
 
@@ -257,7 +265,7 @@ def _detected(table: Table, first: Row) -> dict[str, list[str]]:
         if role != "negative" and len(names) > 1:
             raise DataError(
                 f"{table.name}: {' and '.join(map(repr, names))} could each be the {role}. "
-                "Name the columns to use: columns=['anchor column', 'positive column'], say."
+                f"Name the columns to use: {override(['ANCHOR', 'POSITIVE'])}, say."
             )
     return roles
 

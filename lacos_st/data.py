@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lacos_st.columns import Columns, layout_of
+from lacos_st.columns import Columns, layout_of, override
 from lacos_st.mixing import first_occurrences, mix
 from lacos_st.readers import FORMATS, DataError
 from lacos_st.sources import Part, SourceReport, open_source, read_source
@@ -234,7 +234,7 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
     if settings.min_score is not None and not scored and not settings.if_present:
         raise DataError(
             f"min_score={settings.min_score} is set, and no source is read with scores. Leave it out, or name the "
-            "columns: columns=['anchor=...', 'positive=...', 'score=...']."
+            f"columns: {override({'anchor': 'ANCHOR', 'positive': 'POSITIVE', 'score': 'SCORE'})}."
         )
     return parts, [weight for _, weight in weighted], DataReport([part.report for part in parts], notes=notes)
 

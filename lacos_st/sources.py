@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lacos_st.columns import BadRow, Layout
+from lacos_st.columns import BadRow, Layout, override
 from lacos_st.hub import open_hub
 from lacos_st.mixing import Builder, digest, match_nli, take
 from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, positional_names
@@ -112,8 +112,8 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
     if layout.kind == "scored" and min_score is None:
         raise DataError(
             f"{table.name} has scores in column {layout.extra!r}. A contrastive loss takes pairs of one "
-            "meaning only: say from which score on a pair is one, for example min_score=4 on a scale of 0 to 5; "
-            f"or name two columns to take every row: columns={list(layout.texts)}."
+            "meaning only: say from which score on a pair is one, for example min_score=4 (--min-score 4) on a scale "
+            f"of 0 to 5; or name two columns to take every row: {override(layout.texts)}."
         )
     builder: Builder | None = None
     width = 0

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lacos_st.columns import override
 from lacos_st.data import DataError, load_training_data, load_training_sources
 from lacos_st.errors import LacosError
 from lacos_st.hub import open_dataset
@@ -326,6 +327,10 @@ def test_named_class_labels_count_by_name(order):
     assert [row.values["label"] for row in open_dataset(data).rows()] == [order[0], order[2], None]
 
 
+def test_an_override_is_one_that_a_shell_reads():
+    assert override(["my query", "answer"]) == "columns=['my query', 'answer'] (--columns 'my query' answer)"
+
+
 # -- scores
 
 
@@ -344,8 +349,9 @@ def test_scores_need_a_threshold(tmp_path):
 
 def test_a_numeric_label_is_never_guessed(tmp_path):
     path = table(tmp_path / "qqp.csv", ["question1", "question2", "label"], [("a", "b", 1), ("c", "d", 0)])
-    with pytest.raises(DataError, match=r"qqp\.csv:2: what does '1' in column 'label' mean\?"):
+    with pytest.raises(DataError, match=r"qqp\.csv:2: what does '1' in column 'label' mean\?") as raised:
         load_training_data(path)
+    assert "(--columns anchor=question1 positive=question2 score=label)" in str(raised.value)
     same = {"anchor": "question1", "positive": "question2", "score": "label"}
     assert texts(load_training_data(path, columns=same, min_score=1)) == [("a", "b")]
     entailed = {"premise": "question1", "hypothesis": "question2", "label": "label"}
