@@ -35,6 +35,13 @@ def weights(files: np.ndarray) -> np.ndarray:
     return found / found.sum()
 
 
+def weight_of(sts: Path) -> np.ndarray:
+    """(pairs,) of `both`, in any language: English alone names the files."""
+    rows = [row for part in PARTS for row in jsonl(sts / f"stsb.en.{part}.jsonl.gz")]
+    files = [row["subset"].split("/")[1] for row in rows]
+    return weights(np.array(["forum" if name in FORUMS else name for name in files]))
+
+
 def both(sts: Path, lang: str) -> Pairs:
     """Development and training pairs of a language, in the same order in each."""
     first, second = (read(sts / f"stsb.{lang}.{part}.jsonl.gz") for part in PARTS)
@@ -55,9 +62,7 @@ def main() -> None:
     parser.add_argument("--langs", nargs="+", default=["en", "es", "pt", "fr"])
     args = parser.parse_args()
     sts = args.data_dir / "sts"
-    rows = [row for part in PARTS for row in jsonl(sts / f"stsb.en.{part}.jsonl.gz")]  # others do not name files
-    files = [row["subset"].split("/")[1] for row in rows]
-    weight = weights(np.array(["forum" if name in FORUMS else name for name in files]))
+    weight = weight_of(sts)
     sets = {lang: both(sts, lang) for lang in args.langs}
     gold = {lang: np.array(pairs[2]) for lang, pairs in sets.items()}
     then = cosines(load(args.base), sets)
