@@ -233,7 +233,8 @@ def _scan(table: Table, column: str | None, id_column: str | None, wanted_ids: b
     for what, name in (("column", column), ("id_column", id_column)):
         if name not in names and not (what == "id_column" and name is None):
             wanted = "cannot tell which column holds the texts" if name is None else f"there is no column {name!r}"
-            raise DataError(f"{table.name}: {wanted}; it has {', '.join(map(repr, names))}. Name it with {what}=...")
+            has, flag = ", ".join(map(repr, names)), what.replace("_", "-")
+            raise DataError(f"{table.name}: {wanted}; it has {has}. Name it with {what}=... (--{flag} ...).")
     source = _Source(table, str(column), id_column)
     for text, key in source.texts():
         source.rows += 1

@@ -1,7 +1,7 @@
 """Stage before the last: count the tokens of each language, for the sketch that stands behind a sentence's meaning.
 
 Nothing is trained: rarities come from the training text (`corpus.py`), and how much the sketch counts in a language
-(`SHARE`) was read off pairs that are in no test (`shares.py`). What it is: `lacos_st/lexical.py`.
+(`SHARE`) was read off pairs outside test splits (`shares.py`). What it is: `lacos_st/lexical.py`.
 
     python lexical.py     # -> work/bloom-mini/lexical/
 """
