@@ -14,7 +14,6 @@ _HOME = {
     "LacosTransformer": "transformer",
     "LacosDense": "dense",
     "LacosPooling": "pooling",
-    "LexicalSketch": "lexical",
     "LacosSentenceTransformer": "model",
     "accelerate": "model",
     "LacosBloomModel": "bloom",

@@ -4,7 +4,6 @@
     adapter/, adapter/<name>/                 the active adapter and the others; without a base: `.` and `<name>/`
     lacos.json                                what stock ST has no field for and ignores
     1_Dense/, 2_Pooling/, ...                 the modules after the transformer
-    lexical/                                  one that stock ST has not and does not see (`lexical.py`)
     checkpoint-<step>/                        the Trainer's: without the base, if it is frozen, by reference to it
 
 Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
@@ -34,7 +33,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from lacos_st.errors import LacosError
 from lacos_st.frozen import is_trained
 
-RECORD, SKETCH = "lacos.json", "lexical"
+RECORD = "lacos.json"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -196,11 +195,10 @@ class AdapterCheckpoint:
                 state |= read_adapter(self.directory / name, name)
             state = {f"0.{key}": tensor for key, tensor in state.items()}
             modules = json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))
-            files = {module["name"]: f"{module['path']}/model.safetensors" for module in modules[1:]}
-            for name, file in {**files, str(len(modules)): f"{SKETCH}/model.safetensors"}.items():
-                weights = self.directory / file
+            for module in modules[1:]:
+                weights = self.directory / module["path"] / "model.safetensors"
                 if weights.is_file():
-                    state |= {f"{name}.{key}": tensor for key, tensor in load_file(weights).items()}
+                    state |= {f"{module['name']}.{key}": tensor for key, tensor in load_file(weights).items()}
         except Exception as error:  # safetensors' own error type is private
             raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
         return state
@@ -237,7 +235,7 @@ def move_into(stage: Path, target: Path) -> None:
     if not target.exists():
         stage.rename(target)
         return
-    kinds = ("*", "adapter/**/*", f"{SKETCH}/*") if (target / "modules.json").is_file() else ()
+    kinds = ("*", "adapter/**/*") if (target / "modules.json").is_file() else ()
     found = [file for kind in kinds for file in target.glob(kind) if _is_ours(file.relative_to(target))]
     replaced = sorted(found, key=lambda file: -len(file.parts))  # folders in folders first
     files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
@@ -248,7 +246,7 @@ def move_into(stage: Path, target: Path) -> None:
     for old in replaced:
         if old.relative_to(target) not in files:
             old.unlink()
-            with suppress(OSError):  # of an adapter or a sketch that is no more
+            with suppress(OSError):  # of an adapter that is no more
                 old.parent.rmdir()
 
 
@@ -257,8 +255,6 @@ def _is_ours(file: Path) -> bool:
     folder, name = file.parts[:-1], file.name
     if folder[:1] == ("adapter",):
         return name in _ADAPTER
-    if folder == (SKETCH,):
-        return name in ("config.json", "model.safetensors")
     return not folder and (name in ("config.json", "training.json", *_ADAPTER) or bool(_WEIGHTS.fullmatch(name)))
 
 

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from lacos_st.lexical import LexicalSketch
-
 if TYPE_CHECKING:
     from lacos_st.model import LacosSentenceTransformer
 
@@ -64,7 +62,6 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
     Returns:
         Markdown.
     """
-    fewer = f"  # {model[-1].meaning} dimensions, see below" if isinstance(model[-1], LexicalSketch) else ""
     lines = [
         "## 8-bit LoRA BLOOM",
         "",
@@ -76,7 +73,7 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
         "",
         "```python",
         "from sentence_transformers import SentenceTransformer  # needs bitsandbytes and peft, not lacos-st",
-        f'model = SentenceTransformer("{name}"){fewer}',
+        f'model = SentenceTransformer("{name}")',
         "",
         "from lacos_st import LacosSentenceTransformer  # the same model, faster and smaller",
         f'model = LacosSentenceTransformer("{name}")  # is_trainable=True to go on training',
@@ -85,7 +82,6 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
         "Stock sentence-transformers encodes with it. To train it further or to save it again use lacos-st: the stock "
         "classes would lose its 8-bit settings.",
         "",
-        *_sketched(model),
     ]
     record = getattr(model, "training_record", None)
     if record:
@@ -114,19 +110,6 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             "",
         ]
     return "\n".join(lines)
-
-
-def _sketched(model: LacosSentenceTransformer) -> list[str]:
-    if not isinstance(model[-1], LexicalSketch):
-        return []
-    sketch = model[-1]
-    return [
-        f"With lacos-st embeddings have {model.get_embedding_dimension()} dimensions, the last {sketch.dimension} of "
-        f"which say which words a text has (`LexicalSketch`). Stock sentence-transformers, in the example under Usage "
-        f"too, gives the first {sketch.meaning}, of another length; so does `truncate_dim={sketch.meaning}`, and "
-        "cosines are then the same.",
-        "",
-    ]
 
 
 def insert(card: str, text: str) -> str:

@@ -5,9 +5,8 @@ It is ST's class with three differences.
 - Names: `LacosSentenceTransformer("lacos-bloom")` is a local directory, else the embedded model, else a Hub name; a
   plain BLOOM checkpoint gets `LacosTransformer` and `LacosPooling`.
 - Saving: a directory that stock `SentenceTransformer` loads without this package. `modules.json` names stock
-  classes, and not the `LexicalSketch` that a base may have last: stock embeddings are then the meaning alone. The base
-  lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter. Everything is written
-  beside the target first and then moved, so that no reader ever sees half a model.
+  classes. The base lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter.
+  Everything is written beside the target first and then moved, so that no reader ever sees half a model.
 - Checkpoints: in a directory that the Trainer names `checkpoint-<step>` all but a frozen base is written, and reloading
   one (best model, resume) reads none: the 8-bit one in memory is never touched.
 """
@@ -29,7 +28,6 @@ from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm,
 from torch import nn
 
 from lacos_st.artifact import (
-    SKETCH,
     AdapterCheckpoint,
     check_complete,
     disk_error,
@@ -44,7 +42,6 @@ from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
 from lacos_st.embedding_table import quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
-from lacos_st.lexical import LexicalSketch, load_sketch
 from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
@@ -113,11 +110,6 @@ class LacosSentenceTransformer(SentenceTransformer):
             for name, module in self._above():
                 if frozen is None or name in frozen:
                     freeze_(module)
-            if not self.is_plain_checkpoint:
-                with self.truncate_embeddings(None):
-                    sizes = (self.get_embedding_dimension(), len(self.tokenizer))
-                if sketch := load_sketch(path, self.transformer.has_sketch, *sizes, kwargs):
-                    self.append(sketch.to(self.device))
             if is_trainable:
                 self.transformer.set_trainable()
         self._check_template()
@@ -265,9 +257,6 @@ class LacosSentenceTransformer(SentenceTransformer):
             for name, module in self._above()
             if list(module.parameters()) and not any(parameter.requires_grad for parameter in module.parameters())
         ]
-        transformer.has_sketch = isinstance(self[-1], LexicalSketch)
-        if any(isinstance(module, LexicalSketch) for module in list(self)[:-1]):
-            raise LacosError("A LexicalSketch is saved as the last module only: put it behind the others.")
         self._saving_to = target.resolve().name
         stage = None
         try:
@@ -306,8 +295,6 @@ class LacosSentenceTransformer(SentenceTransformer):
         ]
         listing = stage / "modules.json"
         modules = json.loads(listing.read_text(encoding="utf-8"))
-        if isinstance(self[-1], LexicalSketch):  # in a folder of its own, which stock classes do not look into
-            (stage / modules.pop()["path"]).rename(stage / SKETCH)
         if needs_plugin:
             warnings.warn(
                 f"Stock sentence-transformers cannot express {' and '.join(needs_plugin)}: the saved model names "
@@ -315,7 +302,7 @@ class LacosSentenceTransformer(SentenceTransformer):
                 stacklevel=4,
             )
         else:
-            for module, entry in zip(list(self)[: len(modules)], modules, strict=True):
+            for module, entry in zip(self, modules, strict=True):
                 stock = _STOCK.get(type(module))
                 if stock is not None:
                     entry["type"] = _fullname(stock)

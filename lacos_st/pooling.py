@@ -46,8 +46,6 @@ class LacosPooling(Pooling):
         """Add `sentence_embedding` (batch, dimension), fp32, to the features."""
         single = {**features, "token_embeddings": features["token_embeddings"].float()}
         features["sentence_embedding"] = self._pool(single, **kwargs)
-        # for what counts tokens after this
-        features["left_out"] = 0 if self.include_prompt else features.get("prompt_length", 0)
         return features
 
     def _pool(self, features: dict[str, Any], **kwargs: Any) -> Tensor:

@@ -16,6 +16,7 @@ What lies on disk: `save` and `artifact.py`.
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -108,7 +109,6 @@ class LacosTransformer(Transformer):
             self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
-        self.has_sketch: bool | None = None  # whether `lacos.json` says that a `LexicalSketch` is the last module
         keep_frozen_(self)
 
     @property
@@ -215,9 +215,16 @@ class LacosTransformer(Transformer):
             **{key: kwargs[key] for key in places if key in kwargs},
         )
         defaults = kwargs.pop("init_defaults", None) or {}
-        frozen, sketch = record.pop("frozen_modules", None), record.pop("lexical", None)
+        frozen = record.pop("frozen_modules", None)
+        if record.pop("lexical", False):
+            warnings.warn(
+                f"{model_name_or_path!r} was saved with a sketch of words (lexical/), which is no longer read: its "
+                "embeddings are now those that stock sentence-transformers gives and have fewer numbers (512 in place "
+                "of 1,024 for the embedded model). Encode stored texts anew before you compare them with new ones.",
+                stacklevel=2,
+            )
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
-        loaded.frozen_modules, loaded.has_sketch = frozen, sketch
+        loaded.frozen_modules = frozen
         if not record and not loaded.is_template_told:  # saved by stock classes, which put nothing around a text
             loaded.template = "{text}"
             apply_template(loaded.tokenizer, loaded.template)
@@ -378,7 +385,6 @@ class LacosTransformer(Transformer):
             "template": self.template,
             "adapters": names,
             "frozen_modules": self.frozen_modules or [],
-            "lexical": bool(self.has_sketch),
             "base": {key: value for key, value in self.base.items() if key != "path" or not self.save_base},
         }
         (root / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

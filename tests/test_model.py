@@ -333,13 +333,25 @@ def test_what_stock_classes_saved_says_the_same_here(tiny_bloom, tmp_path):
     np.testing.assert_allclose(loaded.encode(TEXTS), stock.encode(TEXTS), atol=1e-5)
 
 
-def test_a_truncated_model_with_a_sketch_is_loaded_and_saved(tmp_path):
+def test_a_truncated_model_is_loaded_and_saved(tmp_path):
     model = LacosSentenceTransformer("lacos-bloom", truncate_dim=100)
     model.save_pretrained(str(tmp_path / "model"))
     loaded = LacosSentenceTransformer(tmp_path / "model")
     assert loaded.get_embedding_dimension() == 100
     loaded.truncate_dim = None
     np.testing.assert_array_equal(loaded.encode(TEXTS), LacosSentenceTransformer("lacos-bloom").encode(TEXTS))
+
+
+def test_a_model_that_was_saved_with_a_sketch_loads_without_and_says_so_once(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    expected, record = tiny_model.encode(TEXTS), tmp_path / "model" / "lacos.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "lexical": True}))
+    (tmp_path / "model" / "lexical").mkdir()
+    (tmp_path / "model" / "lexical" / "model.safetensors").write_bytes(b"as it lay there")
+    with pytest.warns(UserWarning, match="sketch of words") as warned:
+        loaded = LacosSentenceTransformer(tmp_path / "model")
+    assert len([w for w in warned if "sketch of words" in str(w.message)]) == 1
+    np.testing.assert_array_equal(loaded.encode(TEXTS), expected)
 
 
 def test_saving_through_a_link_leaves_the_link(tiny_model, tmp_path):
