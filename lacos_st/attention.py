@@ -67,15 +67,16 @@ def alibi_slopes(heads: int) -> list[float]:
 @lru_cache(maxsize=4)
 def _slopes(heads: int) -> Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(alibi_slopes(heads))
+        return torch.tensor(alibi_slopes(heads), dtype=torch.float32, device="cpu")
 
 
 @lru_cache(maxsize=16)
 def _bias(heads: int, length: int, mode: Mode, dtype: torch.dtype, device: torch.device) -> Tensor:
     """ALiBi by distance, and the causal mask, as one (1, A, T, T) bias that a group shares."""
     with torch.inference_mode(False):  # cached: may serve a training step later
-        slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float64)[:, None, None]
-        distance = torch.arange(length)[None, :] - torch.arange(length)[:, None]
+        slopes = torch.tensor(alibi_slopes(heads), dtype=torch.float64, device="cpu")[:, None, None]
+        position = torch.arange(length, device="cpu")
+        distance = position[None, :] - position[:, None]
         bias = -slopes * distance.abs()
         if mode == "causal":
             bias = bias.masked_fill(distance > 0, -math.inf)
@@ -86,7 +87,7 @@ def _key_bias(heads: int, group: Group, dtype: torch.dtype, device: torch.device
     """ALiBi by the key alone, (S or 1, A, 1, T): 0 at each sequence's last key, the favoured one, for 16 bits' sake."""
     position = torch.arange(group.length, device=device)
     last = group.length - 1 if group.key_mask is None else group.key_mask.sum(-1, keepdim=True) - 1
-    slopes = torch.tensor(alibi_slopes(heads), device=device)[:, None, None]
+    slopes = _slopes(heads).to(device)[:, None, None]
     return (slopes * (position - last)).to(dtype).view(-1, heads, 1, group.length)
 
 
@@ -103,9 +104,9 @@ def _fold_alibi(
     accumulate.
     """
     with torch.inference_mode(False):
-        slope = torch.tensor(alibi_slopes(heads), dtype=torch.float64) * math.sqrt(head_dim)
-        q, k = torch.zeros(heads, ALIBI_COLUMNS), torch.zeros(length, ALIBI_COLUMNS)
-        position = torch.arange(first, first + length)
+        slope = torch.tensor(alibi_slopes(heads), dtype=torch.float64, device="cpu") * math.sqrt(head_dim)
+        q, k = (torch.zeros(rows, ALIBI_COLUMNS, dtype=torch.float32, device="cpu") for rows in (heads, length))
+        position = torch.arange(first, first + length, device="cpu")
         for column in range(3):
             part = slope.to(dtype)
             slope = slope - part.double()
@@ -133,7 +134,7 @@ def _attend_long(q: Tensor, k: Tensor, v: Tensor, mode: Mode, dropout: float) ->
 def _attend_long_symmetric(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
     """Symmetric ALiBi does not fold into columns: take an (A, chunk, T) bias for some queries at a time."""
     heads, length = q.shape[1:3]
-    slopes = torch.tensor(alibi_slopes(heads), device=q.device)[:, None, None]
+    slopes = _slopes(heads).to(q.device)[:, None, None]
     position = torch.arange(length, device=q.device)
     chunks: list[Tensor] = []
     for part in q.split(_SYMMETRIC_CHUNK, dim=2):

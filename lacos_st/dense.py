@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
 from torch import Tensor, nn
 
@@ -41,7 +42,16 @@ def freeze_(module: nn.Module) -> None:
             parameter.data = parameter.data.half()
 
 
-class LacosDense(Dense):
+class _LoadsSingle(Module):
+    @classmethod
+    def load_torch_weights(cls, *args: Any, model: nn.Module | None = None, **kwargs: Any) -> Any:
+        """As ST's, but not into 16 bits where those are the process's default dtype as the module is made."""
+        for parameter in [] if model is None else model.parameters():
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+        return super().load_torch_weights(*args, model=model, **kwargs)
+
+
+class LacosDense(_LoadsSingle, Dense):
     """ST's `Dense`, with the same arguments, that takes its input in any dtype.
 
     Example:
@@ -88,7 +98,7 @@ def _linear(layer: nn.Linear, values: Tensor) -> Tensor:
     return nn.functional.linear(values.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
 
 
-class LacosLayerNorm(LayerNorm):
+class LacosLayerNorm(_LoadsSingle, LayerNorm):
     """ST's `LayerNorm`, that takes its input in any dtype."""
 
     norm: nn.LayerNorm

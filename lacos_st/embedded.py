@@ -106,7 +106,8 @@ def pack(directory: str | Path, output: str | Path) -> None:
             scale = tensor.float().abs().amax(1)
             packed[key] = (tensor.float() * (127 / scale.clamp_min(1e-20))[:, None]).round().to(torch.int8)
             packed[f"{layer}.SCB"] = scale
-            packed[f"{layer}.weight_format"] = torch.tensor(0, dtype=torch.uint8)  # rows, in bitsandbytes' terms
+            rows = torch.tensor(0, dtype=torch.uint8, device="cpu")  # how the weights lie, in bitsandbytes' terms
+            packed[f"{layer}.weight_format"] = rows
         elif key != "lm_head.weight":  # tied to the table
             packed[key] = tensor.half()
     config |= {
@@ -247,6 +248,9 @@ def _write(name: str, directory: Path) -> None:
 def cache_directory() -> Path:
     """The user's cache folder for embedded models; see the head of this file. It need not exist.
 
+    Raises:
+        LacosError: Nothing names a folder, and the user has no home directory.
+
     Example:
         >>> cache_directory().name
         'lacos-st'
@@ -254,12 +258,17 @@ def cache_directory() -> Path:
     if chosen := os.environ.get("LACOS_CACHE") or os.environ.get("XDG_CACHE_HOME"):
         root = Path(chosen)
     elif sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
+        root = Path("~/Library/Caches")
     elif sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
         root = Path(local)
     else:
-        root = Path.home() / ".cache"
-    return root.expanduser().absolute() / "lacos-st"
+        root = Path("~/.cache")
+    try:
+        return root.expanduser().absolute() / "lacos-st"
+    except RuntimeError as error:  # a user without an entry in the password file, as in a container
+        raise LacosError(
+            f"There is no home directory to keep {str(root)!r} in: set LACOS_CACHE to a directory that you may write."
+        ) from error
 
 
 @lru_cache

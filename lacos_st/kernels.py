@@ -8,8 +8,9 @@ compiler (or no fp32 activations); results differ by rounding only.
 The int8 product itself is oneDNN's (`torch._int_mm`) where the CPU has VNNI. Without it PyTorch 2.13 falls back on
 scalar code (4 Gop/s on two cores of a Zen 3, where fp32 does 165 GFLOP/s): there `multiply` serves, at 250 Gop/s.
 
-The library is kept in the user's cache folder under a hash of source, flags and CPU. It links against the
-OpenMP runtime that PyTorch has loaded already, so both share one pool of threads.
+The library is kept in the user's cache folder under a hash of source, flags and CPU and one of itself. Where no folder
+is the user's alone, each process compiles its own. It links against the OpenMP runtime that PyTorch has loaded already,
+so both share one pool of threads.
 
 Arrays: n rows; activations fp32 (n, k), contiguous; ``q`` int8 (n, k) with row scales ``s`` fp32 (n,), so that
 ``x ~ q * s``; ``w`` fp32 (o,) the weight rows' absolute maxima, so that ``W ~ rows * w / 127``.
@@ -29,6 +30,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lacos_st.errors import LacosError
 
 logger = logging.getLogger(__name__)
 
@@ -68,27 +71,81 @@ def _compiler() -> list[str]:
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels, or None where they cannot be had. The first call compiles: a second or so."""
-    compiler = _compiler()
-    if not compiler:
-        logger.info("no C compiler: int8 layers use PyTorch's own operations, which are slower.")
+    try:
+        return _cached() or _built()
+    except (OSError, subprocess.SubprocessError) as error:
+        features = torch.cpu.get_capabilities()
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace").strip()
+        logger.log(
+            logging.WARNING if features.get("avx2") else logging.INFO,  # without AVX2 they would not serve
+            "8-bit layers run without their C kernels, which makes them slower: %s. Install a C compiler, or name one "
+            "in CC.",
+            said[:200] or error,
+        )
         return None
+
+
+def _folder() -> Path | None:
+    """Where libraries are kept, or None where no folder can be had that is the user's and that nobody else may write.
+
+    Whoever could write there could put code of theirs into this process.
+    """
     from lacos_st.embedded import cache_directory
 
-    # -march=native: a cache folder that machines share needs one library for each kind of them
-    key = repr((SOURCE.read_bytes(), FLAGS, sorted(torch.cpu.get_capabilities().items())))
-    target = cache_directory() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as directory:
-                built = Path(directory) / "kernels.so"
-                command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
-                subprocess.run(command, check=True, capture_output=True, timeout=120)
-                built.replace(target)  # atomic: of two processes that compile at once, either result serves
-        loaded = ctypes.CDLL(str(target))
-    except (OSError, subprocess.SubprocessError) as error:
-        logger.info("the fused kernels could not be built (%s): PyTorch's own operations serve instead.", error)
+        folder = cache_directory() / "kernels"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.stat()
+    except (OSError, LacosError):
         return None
+    ours = hasattr(os, "geteuid") and state.st_uid == os.geteuid() and not state.st_mode & 0o022
+    return folder if ours else None
+
+
+def _key() -> str:
+    # -march=native: a cache folder that machines share needs one library for each kind of them
+    content = repr((SOURCE.read_bytes(), FLAGS, sorted(torch.cpu.get_capabilities().items())))
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _cached() -> ctypes.CDLL | None:
+    """The library from the user's cache; its name says what it holds, so that a damaged one is known and removed."""
+    folder = _folder()
+    for path in [] if folder is None else sorted(folder.glob(f"{_key()}-*.so")):
+        try:
+            if path.stem == f"{_key()}-{_digest(path)}":
+                return _loaded(path)
+        except OSError:  # another process was faster, or it does not load
+            pass
+        path.unlink(missing_ok=True)
+    return None
+
+
+def _built() -> ctypes.CDLL:
+    """Compile the library, load it and, if it loads, keep it."""
+    compiler = _compiler()
+    if not compiler:
+        raise FileNotFoundError("there is no C compiler")
+    folder = _folder()
+    if folder is not None and not os.access(folder, os.W_OK):
+        folder = None
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        built = Path(directory) / "kernels.so"
+        command = [*compiler, *FLAGS, str(SOURCE), "-o", str(built), "-lm"]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        loaded = _loaded(built)
+        if folder is not None:
+            built.replace(folder / f"{_key()}-{_digest(built)}.so")  # atomic: of two processes, either result serves
+    return loaded
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+
+
+def _loaded(path: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(path))
     for name, types in _SIGNATURES.items():
         function = getattr(loaded, name, None)  # `multiply` is for AVX2 alone
         if function is not None:
@@ -109,11 +166,19 @@ def usable(x: Tensor) -> bool:
 
 def _call(name: str, elements: int, *arguments: "Tensor | int | float | None") -> None:
     for a in arguments:  # C sees pointers only
-        if isinstance(a, Tensor) and (not a.is_contiguous() or a.dtype not in _DTYPES):
-            raise TypeError(f"{name} takes contiguous float32 and integer tensors, not {a.dtype} {tuple(a.stride())}.")
+        if isinstance(a, Tensor) and (a.device.type != "cpu" or a.dtype not in _DTYPES or not a.is_contiguous()):
+            raise TypeError(
+                f"{name} takes contiguous float32 and integer tensors on the CPU, not {a.dtype} on {a.device} with "
+                f"strides {a.stride()}."
+            )
     threads = torch.get_num_threads() if elements >= _PARALLEL_FROM else 1
     values = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
     getattr(library(), name)(*values, threads)
+
+
+def _empty(*sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What a kernel writes to: in memory and in a dtype of its own, whatever the process's defaults are."""
+    return torch.empty(sizes, dtype=dtype, device="cpu")
 
 
 @lru_cache(maxsize=1)
@@ -130,14 +195,14 @@ def has_fast_int8() -> bool:
 
 def multiply(q: Tensor, weight: Tensor) -> Tensor:
     """Return the int32 product of int8 rows ``q`` (n, k) and ``weight`` (k, o), contiguous or the transpose of such."""
-    if torch.compiler.is_compiling() or q.is_cuda or not _multiplies():
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or not _multiplies():
         return torch._int_mm(q, weight)
     transposed = not weight.is_contiguous()
     stored = weight.t() if transposed else weight
     (n, k), o = q.shape, weight.shape[1]
     depth = -(-k // _STEP) * _STEP
-    y, wide = torch.empty(n, o, dtype=torch.int32), torch.empty(n, depth, dtype=torch.int16)
-    panels = torch.empty(torch.get_num_threads(), depth, _COLUMNS, dtype=torch.int16)
+    y, wide = _empty(n, o, dtype=torch.int32), _empty(n, depth, dtype=torch.int16)
+    panels = _empty(torch.get_num_threads(), depth, _COLUMNS, dtype=torch.int16)
     _call("multiply", n * k * o, q, stored, n, k, o, int(transposed), wide, panels, y)
     return y
 
@@ -145,7 +210,7 @@ def multiply(q: Tensor, weight: Tensor) -> Tensor:
 def quantize(x: Tensor, w: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Round the rows of ``x`` (times ``w`` (k,)) to int8: returns q and s."""
     n, k = x.shape
-    q, s = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    q, s = _empty(n, k, dtype=torch.int8), _empty(n)
     _call("quantize", n * k, x, w, n, k, q, s)
     return q, s
 
@@ -155,7 +220,7 @@ def norm_quantize(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Layer-norm the rows of ``x`` and round them: returns q, s and, if to ``keep``, the normed rows."""
     n, k = x.shape
-    q, s = torch.empty(n, k, dtype=torch.int8), torch.empty(n)
+    q, s = _empty(n, k, dtype=torch.int8), _empty(n)
     y = torch.empty_like(x) if keep else None
     _call("norm_quantize", n * k, x, gain, shift, eps, n, k, y, q, s)
     return q, s, y
@@ -164,7 +229,7 @@ def norm_quantize(
 def scale(acc: Tensor, s: Tensor, w: Tensor | None, bias: Tensor | None = None, more: Tensor | None = None) -> Tensor:
     """Return ``acc * s * w / 127 + bias + more`` for the int32 product ``acc`` (n, o), in fp32."""
     n, o = acc.shape
-    y = torch.empty(n, o)
+    y = _empty(n, o)
     _call("scale", n * o, acc, s, w, bias, more, n, o, y)
     return y
 
@@ -182,8 +247,8 @@ def scale_add_norm_quantize(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Return ``h = acc * s * w / 127 + bias + residual``, its layer norm as q, s and, if to ``keep``, in fp32."""
     n, o = acc.shape
-    h, q, t = torch.empty(n, o), torch.empty(n, o, dtype=torch.int8), torch.empty(n)
-    y = torch.empty(n, o) if keep else None
+    h, q, t = _empty(n, o), _empty(n, o, dtype=torch.int8), _empty(n)
+    y = _empty(n, o) if keep else None
     _call("scale_add_norm_quantize", n * o, acc, s, w, bias, residual, gain, shift, eps, n, o, h, y, q, t)
     return h, q, t, y
 
@@ -193,8 +258,8 @@ def scale_gelu_quantize(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return ``gelu(acc * s * w / 127 + bias + more)`` (tanh form) as q, s and, if to ``keep``, in fp32."""
     n, o = acc.shape
-    q, t = torch.empty(n, o, dtype=torch.int8), torch.empty(n)
-    y = torch.empty(n, o) if keep else None
+    q, t = _empty(n, o, dtype=torch.int8), _empty(n)
+    y = _empty(n, o) if keep else None
     _call("scale_gelu_quantize", n * o, acc, s, w, bias, more, n, o, y, q, t)
     return q, t, y
 
@@ -212,7 +277,7 @@ def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, mode: str) -> Tensor:
         (n, heads * d)
     """
     n, heads = qkv.shape[0], len(slopes)
-    y = torch.empty(n, qkv.shape[1] // 3)
+    y = _empty(n, qkv.shape[1] // 3)
     sizes = (len(starts) - 1, heads, y.shape[1] // heads)
     both_sides, symmetric = int(mode != "causal"), int(mode == "symmetric")
     _call("attend", qkv.numel(), qkv, starts, *sizes, slopes, both_sides, symmetric, y)

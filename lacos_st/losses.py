@@ -71,14 +71,14 @@ class _IdentityMasking(nn.Module):
         own = torch.cat([hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1)
         tagged = [torch.cat([column.float(), own], dim=1) for column in embeddings[:2]]
         for column, digest in zip(embeddings[2:], hashes[2:], strict=True):
-            nobody = torch.full((size, 1), -1.0, device=device)
-            never = torch.full((size, 1), torch.inf, device=device)
+            nobody = torch.full((size, 1), -1.0, dtype=torch.float32, device=device)
+            never = torch.full((size, 1), torch.inf, dtype=torch.float32, device=device)
             tagged.append(torch.cat([column.float(), digest, digest, nobody, never], dim=1))
         return tagged
 
     def _positive_scores(self, anchors: Tensor, positives: Tensor, similarity: Callable) -> Tensor:
         if self.mask_margin is None:
-            return torch.full((len(anchors), 1), torch.inf, device=anchors.device)
+            return torch.full((len(anchors), 1), torch.inf, dtype=torch.float32, device=anchors.device)
         with torch.no_grad():  # the diagonal, 64 rows at a time: similarity functions are matrix functions
             chunks = zip(anchors.split(64), positives.split(64), strict=True)
             return torch.cat([similarity(a.float(), p.float()).diagonal() for a, p in chunks])[:, None]

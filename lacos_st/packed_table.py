@@ -33,7 +33,9 @@ def fit_levels(entries: Tensor) -> Tensor:
         [0.0, 1.0, 2.0, 3.0]
     """
     sample = entries.flatten().double().sort().values
-    levels = sample[torch.linspace(0, len(sample) - 1, LEVELS).round().long()]
+    levels = sample[
+        torch.linspace(0, len(sample) - 1, LEVELS, dtype=torch.float32, device=sample.device).round().long()
+    ]
     for _ in range(_ROUNDS):
         nearest = torch.bucketize(sample, (levels[1:] + levels[:-1]) / 2)
         count = torch.bincount(nearest, minlength=LEVELS)
@@ -107,7 +109,7 @@ def unpack_table(packed: dict[str, Tensor], fine: Tensor) -> Tensor:
         [[1.0, -1.0, 1.0], [-2.0, 2.0, 2.0]]
     """
     codes, scale, columns = packed["codes"], packed["scale"].float(), int((~fine).sum())
-    table = torch.empty(len(codes), len(fine))
+    table = torch.empty(len(codes), len(fine), dtype=torch.float32, device=codes.device)
     for start in range(0, len(codes), 8192):  # bounded scratch memory
         part = slice(start, start + 8192)
         nearest = torch.stack([codes[part] % LEVELS, codes[part] // LEVELS], 2).flatten(1)[:, :columns]

@@ -57,9 +57,9 @@ def _group(lengths: list[int], device: torch.device) -> list[Group]:
         stop = start + sum(members)
         pad = unpad = key_mask = None
         if members[-1] != longest:
-            sizes = torch.tensor(members)
+            sizes = torch.tensor(members, dtype=torch.long, device="cpu")
             ends = sizes.cumsum(0)
-            steps = torch.arange(longest)
+            steps = torch.arange(longest, device="cpu")
             real = steps < sizes[:, None]
             # a pad repeats its sequence's last token: finite, and hidden from every real query
             pad = ((ends - sizes)[:, None] + torch.minimum(steps, sizes[:, None] - 1)).flatten().to(device)
@@ -86,10 +86,10 @@ def _layout(lengths: list[int], starts: Tensor | None, mask: Tensor | None, devi
         places = None
     else:
         assert starts is not None
-        sizes = torch.tensor(ordered, device=device)
+        sizes = torch.tensor(ordered, dtype=torch.long, device=device)
         shift = starts.index_select(0, index) - (sizes.cumsum(0) - sizes)
         places = shift.repeat_interleave(sizes) + torch.arange(sum(lengths), device=device)
-    cu = functional.pad(torch.tensor(ordered, device=device).cumsum(0), (1, 0)).int()
+    cu = functional.pad(torch.tensor(ordered, dtype=torch.long, device=device).cumsum(0), (1, 0)).int()
     return Layout(places, _group(ordered, device), cu, max(lengths, default=0))
 
 

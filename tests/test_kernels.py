@@ -1,4 +1,4 @@
-"""The C kernels compute what PyTorch's operations compute, and leave no trace where they cannot be built."""
+"""The C kernels compute what PyTorch's operations compute."""
 
 import pytest
 import torch
@@ -141,18 +141,6 @@ def test_gelu_over_its_whole_range():
     weights = torch.ones(x.shape[1])
     _, _, y = kernels.scale_gelu_quantize(zeros, ones, weights, x[0].contiguous(), keep=True)
     torch.testing.assert_close(y.double(), functional.gelu(x.double(), approximate="tanh"), rtol=2e-6, atol=3e-7)
-
-
-def test_no_compiler_or_a_broken_one_is_no_error(monkeypatch, tmp_path):
-    monkeypatch.setenv("LACOS_CACHE", str(tmp_path))
-    for compiler in (None, "/bin/false", "/no/such/compiler"):
-        monkeypatch.setattr(kernels, "_compiler", lambda compiler=compiler: compiler)
-        kernels.library.cache_clear()
-        assert kernels.library() is None
-        assert not kernels.usable(torch.ones(1, 1))
-    monkeypatch.undo()
-    kernels.library.cache_clear()
-    assert not list(tmp_path.rglob("*.so"))
 
 
 @needs_compiler
