@@ -27,7 +27,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic, write_json
-from lacos_st.results import LEXICAL, MODELS, Evaluation, SetResult
+from lacos_st.results import LEXICAL, MODELS, Evaluation, SetResult, is_name
 from lacos_st.runner import Runner, random_state_kept
 from lacos_st.tables import csv_rows, figure, markdown
 from lacos_st.tasks import MissingDataError, Task, left_out, plan
@@ -249,9 +249,22 @@ def _hub_offline() -> Iterator[None]:
 
 
 def _labelled(models: Model | Sequence[Model] | Mapping[str, Model]) -> list[tuple[str, Model]]:
-    """Give each model a name: its own, its Hub name, its directory's name, or the one in the mapping."""
-    if isinstance(models, Mapping):
-        return list(models.items())
+    """Give each model a name: its own, its Hub name, its directory's name, or the one in the mapping.
+
+    Raises:
+        LacosError: There is no model, or a name that cannot stand in a table.
+    """
+    found = list(models.items()) if isinstance(models, Mapping) else _named(models)
+    if not found:
+        raise LacosError("No model was given: name a directory, a Hub model or 'lacos-bloom'.")
+    for name, _ in found:
+        if not is_name(name) or name == LEXICAL:
+            why = "is the baseline's" if name == LEXICAL else "cannot stand in a table"
+            raise LacosError(f"The model's name {name!r} {why}: rename its directory, or give {{'a name': model}}.")
+    return found
+
+
+def _named(models: Model | Sequence[Model]) -> list[tuple[str, Model]]:
     if isinstance(models, str | Path | SentenceTransformer):
         models = [models]
     found: list[tuple[str, Model]] = []
@@ -263,8 +276,6 @@ def _labelled(models: Model | Sequence[Model] | Mapping[str, Model]) -> list[tup
         else:
             local = Path(model).is_dir()
             found.append((Path(model).resolve().name if local else str(model), model))
-    if not found:
-        raise LacosError("No model was given: name a directory, a Hub model or 'lacos-bloom'.")
     return found
 
 

@@ -4,13 +4,16 @@
 sees the old file or the new one, after a kill and after a power cut alike. `locked(path)` keeps a second
 process from writing the same output. The lock is the kernel's (through `filelock`), which frees it with the
 process that held it, however that ended; so there is no stale lock to detect, and a process number that was
-given out again cannot confuse it. The number is written beside it for the message only.
+given out again cannot confuse it. The number is written beside it for the message only. `file_name(text)` makes a name
+of any text.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,6 +22,8 @@ from typing import Any
 import filelock
 
 from lacos_st.errors import LacosError
+
+_LONGEST = 120  # bytes of a name: file systems take 255, endings and other parts included
 
 
 @contextmanager
@@ -45,6 +50,23 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_name(text: str) -> str:
+    """Name a file or a directory after any text: letters, digits and `._-+@` stay, `/` becomes `__`.
+
+    Where more has to change, or the text is too long, a digest keeps different texts apart.
+
+    Example:
+        >>> file_name("bigscience/bloom-560m"), file_name(".."), file_name("a b")
+        ('bigscience__bloom-560m', '__-5ec1f7e7', 'a_b-c8687a08')
+    """
+    name = text.replace("/", "__")
+    if re.fullmatch(r"[\w+@-]([\w.+@-]*[\w+@-])?", name) and len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    short = re.sub(r"[^\w.+@-]|^\.|\.$", "_", name).encode()[: _LONGEST - 9].decode("utf-8", "ignore")
+    return f"{short}-{digest}"
 
 
 def write_json(path: Path, value: Any) -> None:

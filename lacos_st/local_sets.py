@@ -51,7 +51,7 @@ WHOLE = {("sick", "en"): ("SICK-R", ("train", "trial", "test"))}
 DEV = ("dev", "validation", "val", "trial")
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[^.]+)\.(?P<split>[^.]+)\.jsonl(\.gz)?")
+_FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[\w-]+)\.(?P<split>[\w-]+)\.jsonl(\.gz)?")
 
 _SCHEMA = pa.schema([("sentence1", pa.string()), ("sentence2", pa.string()), ("score", pa.float64())])
 

@@ -28,6 +28,7 @@ from lacos_st.tables import beside_published, figure, notes
 _TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte
 _COLOURS = 6
+_LABEL = 48  # characters of a name in a plot
 _PLOT_COLOURS = ("#1f6fb2", "#d9730d", "#2b8a3e", "#8e44ad", "#b03060", "#00838f")
 _GREY = "#50575e"
 
@@ -71,15 +72,18 @@ def write_report(
         "sets": _sets(evaluation),
         "published": _published(evaluation),
         "notes": "".join(f"<p class=soft>{escape(note)}</p>" for note in notes(evaluation)),
-        # "</" would end the script element; JSON allows the escaped form.
-        "data": json.dumps(_scatter_data(evaluation)).replace("</", "<\\/"),
+        # "</script" would end the script element and "<!--<script" keep it open; JSON allows the escaped form.
+        "data": json.dumps(_scatter_data(evaluation)).replace("<", "\\u003c"),
     }
     html = _TEMPLATE.read_text("utf-8")
     for place, content in parts.items():
         html = html.replace(f"<!--{place}-->", content)
     with atomic(page) as temporary:
-        temporary.write_text(html, encoding="utf-8")
-    return [page, *_plots(evaluation, page)]
+        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    from matplotlib import rc_context
+
+    with rc_context({"text.parse_math": False, "text.usetex": False}):  # names are text, dollars too
+        return [page, *_plots(evaluation, page)]
 
 
 def _colour(position: int) -> str:
@@ -317,12 +321,12 @@ def _plots(evaluation: Evaluation, page: Path) -> list[Path]:
         ends = [(0.0, 0.0) if m is None else m.interval for m in means]
         errors = np.nan_to_num([[s - low, high - s] for s, (low, high) in zip(scores, ends, strict=True)])
         colour = _PLOT_COLOURS[i % _COLOURS]
-        axes.barh(places, scores, height, color=colour, label=name, xerr=errors.T.clip(0), error_kw={"lw": 0.8})
+        axes.barh(places, scores, height, color=colour, label=_label(name), xerr=errors.T.clip(0), error_kw={"lw": 0.8})
     lexical = [means[LEXICAL].score if LEXICAL in means else math.nan for _, means in rows]
     axes.vlines(
         lexical, np.arange(len(rows)) - 0.42, np.arange(len(rows)) + 0.42, color=_GREY, lw=2, label="lexical baseline"
     )
-    labels = [f"{_language_label(codes)}{' *' if _other(means) else ''}" for codes, means in rows]
+    labels = [f"{_label(_language_label(codes))}{' *' if _other(means) else ''}" for codes, means in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_xlabel("Spearman × 100, mean over the sets of a language (* not in BLOOM's training data)", fontsize=8)
     axes.margins(y=0.01)
@@ -340,13 +344,19 @@ def _plots(evaluation: Evaluation, page: Path) -> list[Path]:
             axes.plot(
                 entry["gold"], model["similarity"], ".", ms=4, alpha=0.5, color=_PLOT_COLOURS[row % _COLOURS], mew=0
             )
-            axes.set_title(f"{entry['name']}: {model['score']}", fontsize=8)
+            axes.set_title(f"{_label(entry['name'])}: {model['score']}", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
             if column == 0:
-                axes.set_ylabel(f"{model['name']}\ncosine", fontsize=7)
+                axes.set_ylabel(f"{_label(model['name'])}\ncosine", fontsize=7)
     scatter.supxlabel("annotated score", fontsize=8)
     return written + _save(scatter, page, "scatter")
+
+
+def _label(name: str) -> str:
+    """A name that fits into a plot; Matplotlib leaves out of legends what begins with `_`."""
+    short = name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
+    return f" {short}" if short.startswith("_") else short
 
 
 def _save(plot: Any, page: Path, name: str) -> list[Path]:

@@ -15,17 +15,19 @@ need, so they are kept beside them: any two evaluations can be compared later wi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lacos_st.errors import LacosError
-from lacos_st.files import atomic
+from lacos_st.files import atomic, file_name
 from lacos_st.languages import BLOOM_LANGUAGES
 from lacos_st.local_sets import is_reported
 from lacos_st.statistics import Difference, bootstrap, interval, paired
@@ -114,20 +116,50 @@ class SetResult:
         """Read what `save` wrote.
 
         Raises:
-            LacosError: If the file is damaged.
+            LacosError: If the file is damaged, or holds values of other types.
         """
         try:
             with safe_open(path, framework="numpy") as stored:
                 facts = json.loads(stored.metadata()["result"])
                 arrays = {key: stored.get_tensor(key) for key in ("similarity", "gold")}
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as broken:
+            found = cls(**{**facts, "languages": tuple(facts["languages"])}, **arrays)
+        except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as broken:
             raise LacosError(f"{path} is damaged ({broken}). Delete it and evaluate again.") from broken
-        return cls(**{**facts, "languages": tuple(facts["languages"])}, **arrays)
+        if wrong := found._of_wrong_type():
+            raise LacosError(
+                f"{path} is damaged ({wrong} {repr(getattr(found, wrong))[:60]}). Delete it and evaluate again."
+            )
+        return found
+
+    def _of_wrong_type(self) -> str | None:
+        """Name the first attribute that is not what `save` writes."""
+        right = {
+            **{name: is_name(getattr(self, name)) for name in ("model", "revision", "task", "subset", "split", "data")},
+            "languages": bool(self.languages) and all(map(is_name, self.languages)),
+            "score": _is_number(self.score) and not math.isinf(self.score),
+            "seconds": _is_number(self.seconds) and math.isfinite(self.seconds),
+            **{name: _is_series(getattr(self, name)) for name in ("similarity", "gold")},
+        }
+        right["gold"] = right["gold"] and self.gold.shape == self.similarity.shape
+        return next((name for name, fits in right.items() if not fits), None)
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value is a text that can stand in a table: on one line, without control characters."""
+    return isinstance(value, str) and value != "" and value.isprintable()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_series(value: np.ndarray) -> bool:
+    return value.ndim == 1 and value.dtype.kind == "f" and bool(np.isfinite(value).all())
 
 
 def detail_path(directory: Path, model: str, revision: str, task: str, subset: str, split: str) -> Path:
     """Where the pairs of one set lie."""
-    return directory / model.replace("/", "__").replace(" ", "_") / revision / f"{task}.{subset}.{split}.safetensors"
+    return directory / file_name(model) / file_name(revision) / f"{file_name(f'{task}.{subset}.{split}')}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -245,8 +277,7 @@ class Evaluation:
                     "--output of `lacos-st evaluate`."
                 )
             sets.extend(SetResult.load(path) for path in found)
-            if (directory / MODELS).is_file():
-                order += json.loads((directory / MODELS).read_text(encoding="utf-8"))
+            order += _order_of_models(directory / MODELS)
         tested = [result for result in sets if result.is_test]
         chosen = tested if split == "test" or (split is None and tested) else [r for r in sets if not r.is_test]
         if not chosen:
@@ -263,6 +294,18 @@ class Evaluation:
         evaluation = cls(sets=list(latest.values()), missing=list(missing))
         evaluation.models = list(dict.fromkeys(column(r) for r in latest.values() if r.model != LEXICAL))
         return evaluation
+
+
+def _order_of_models(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(map(is_name, names)):
+        raise LacosError(f"{path} is damaged: it must be a list of models' names. Delete it, or evaluate again.")
+    return names
 
 
 def column(result: SetResult) -> str:

@@ -25,6 +25,7 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from sentence_transformers import SentenceTransformer
 
 from lacos_st.errors import LacosError
+from lacos_st.files import file_name
 from lacos_st.fingerprint import fingerprint
 from lacos_st.languages import languages_of
 from lacos_st.results import LEXICAL, SetResult, detail_path
@@ -52,7 +53,8 @@ class Runner:
         self.revision = fingerprint(model)
         with _quiet():  # its own deprecations, and prompts that it does not know
             self.wrapper = SentenceTransformerEncoderWrapper(model)
-        name = label if "/" in label else f"local/{label}"
+        safe = file_name(label)  # MTEB names directories after it
+        name = label if "/" in label and safe == label.replace("/", "__") else f"local/{safe}"
         meta = self.wrapper.mteb_model_meta.model_copy(update={"name": name, "revision": self.revision})
         self.wrapper.mteb_model_meta = self.meta = meta
         self.cache = None if directory is None else mteb.ResultCache(directory)
@@ -88,13 +90,13 @@ class Runner:
             return {}, False
         try:
             stored = self.cache.load_task_result(task.metadata.name, self.meta)
-        except ValueError:  # cut off while MTEB wrote it: errors of JSON and of pydantic
+        except (ValueError, TypeError, KeyError, AttributeError):  # cut off while MTEB wrote it, or no result at all
             self.cache.get_task_result_path(task.metadata.name, self.meta).unlink()
             return {}, False
         if stored is None or stored.dataset_revision != task.metadata.revision:
             return {}, False
         found: Done = {}
-        for subset in {scores["hf_subset"] for scores in stored.scores.get(split, [])} & set(task.hf_subsets):
+        for subset in {scores.get("hf_subset") for scores in stored.scores.get(split, [])} & set(task.hf_subsets):
             kept = self._detail(self.name, self.revision, task, split, subset)
             if kept is None or kept.data != task.metadata.revision:
                 return {}, False  # MTEB would think this one done and never hand out its similarities
@@ -155,7 +157,8 @@ class Runner:
         if self.directory is None:
             return None
         path = detail_path(self.directory / "details", name, revision, task.metadata.name, subset, split)
-        return SetResult.load(path) if path.exists() else None
+        stored = SetResult.load(path) if path.exists() else None
+        return stored if stored is not None and stored.model == name else None  # `a/b` and `a__b` share a place
 
     def _keep(
         self,

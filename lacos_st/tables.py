@@ -12,6 +12,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -74,13 +75,21 @@ def markdown(evaluation: Evaluation) -> str:
     parts = []
     for title, header, rows in tables(evaluation):
         rule = ["---"] + ["---:"] * (len(header) - 1)
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in r) + " |" for r in [header, rule, *rows]]
-        parts.append("\n".join([f"### {title}", "", *lines]))
-    return "\n\n".join([*parts, *notes(evaluation)]) + "\n"
+        cells = [[*map(_no_markup, header)], rule, *([*map(_no_markup, row)] for row in rows)]
+        parts.append("\n".join([f"### {_no_markup(title)}", "", *(f"| {' | '.join(row)} |" for row in cells)]))
+    return "\n\n".join([*parts, *map(_no_markup, notes(evaluation))]) + "\n"
+
+
+def _no_markup(text: str) -> str:
+    """Markdown that shows a text as it is; `_` inside words and `*` and brackets by themselves are no markup."""
+    return re.sub(r"[\\`~<>|$&]|\*(?=\S)|(?<=\S)\*|(?<!\w)_|_(?!\w)|\](?=[(\[:])", r"\\\g<0>", text)
 
 
 def csv_rows(evaluation: Evaluation) -> str:
-    """Long form: one row a model and set, the baseline, the published results and the means included."""
+    """Long form: one row a model and set, the baseline, the published results and the means included.
+
+    A name that a spreadsheet would take for a formula has an apostrophe before it.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(CSV_COLUMNS)
@@ -90,12 +99,25 @@ def csv_rows(evaluation: Evaluation) -> str:
             kind = "baseline" if name == LEXICAL else "model"
             facts = [result.split, " ".join(result.languages), result.group, len(result.gold)]
             numbers = [f"{v:.4f}" for v in (result.score, low, high)] + [f"{result.seconds:.2f}"]
-            writer.writerow([kind, result.model, result.revision, result.name, *facts, *numbers, "measured"])
+            names = [_no_formula(name) for name in (result.model, result.revision, result.name)]
+            writer.writerow([kind, *names, *facts, *numbers, "measured"])
         for mean in evaluation.means(name):
             low, high = mean.interval
             numbers = [f"{v:.4f}" for v in (mean.score, low, high)]
             writer.writerow(
-                ["mean", name, "", f"mean of {mean.sets}", "", "", mean.group, "", *numbers, "", "measured"]
+                [
+                    "mean",
+                    _no_formula(name),
+                    "",
+                    f"mean of {mean.sets}",
+                    "",
+                    "",
+                    mean.group,
+                    "",
+                    *numbers,
+                    "",
+                    "measured",
+                ]
             )
     sets = {result.name: result for name in evaluation.models for result in evaluation.of(name).values()}
     for row in published():
@@ -104,6 +126,10 @@ def csv_rows(evaluation: Evaluation) -> str:
                 place = ["test", " ".join(sets[name].languages), sets[name].group, ""]
                 writer.writerow(["published", row["model"], "", name, *place, score, "", "", "", row["source"]])
     return stream.getvalue()
+
+
+def _no_formula(name: str) -> str:
+    return f"'{name}" if name[:1] in "=+-@" else name
 
 
 def _scores(evaluation: Evaluation) -> Table:

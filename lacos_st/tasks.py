@@ -25,6 +25,7 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from lacos_st.errors import LacosError
+from lacos_st.files import file_name
 from lacos_st.languages import languages_of, script_codes, two_letters
 from lacos_st.local_sets import (
     DEV,
@@ -84,17 +85,18 @@ class Task:
             metadata = task.metadata
         else:
             langs = {subset: script_codes(subset) for subset in self.files}
+            name = file_name(self.name)  # MTEB names a file after it
             metadata = TaskMetadata(
-                name=self.name,
-                description=f"Local STS files of {self.name}",
-                dataset={"path": f"local/{self.name}", "revision": ""},
+                name=name,
+                description=f"Local STS files of {name}",
+                dataset={"path": f"local/{name}", "revision": ""},
                 type="STS",
                 category="t2t",
                 eval_splits=[self.split],
                 eval_langs=langs,
                 main_score="cosine_spearman",
             )
-            own = type(f"Local_{self.name}", (AbsTaskSTS,), {"metadata": metadata})
+            own = type(f"Local_{name}", (AbsTaskSTS,), {"metadata": metadata})
             task = _streamed(own)()
         # MTEB reuses a complete result whatever the data's revision: it is compared in evaluation.py.
         dataset = {**metadata.dataset, "revision": f"local-{content(self.files)}"}
