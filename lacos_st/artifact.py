@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import save_torch_state_dict
-from peft import LoraConfig, PeftConfig
+from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -51,24 +51,6 @@ def write_base(model: PreTrainedModel, root: Path) -> None:
     config.save_pretrained(root)
 
 
-def check_plain_lora(config: PeftConfig, name: str) -> None:
-    """Refuse adapters that checkpoints, merging and the fast path would carry in part only.
-
-    Raises:
-        LacosError: No LoRA, or LoRA with more than its two matrices a layer.
-    """
-    extras = {
-        "use_dora": getattr(config, "use_dora", False),
-        "lora_bias": getattr(config, "lora_bias", False),
-        "bias": getattr(config, "bias", "none") not in ("none", None),
-        "modules_to_save": bool(getattr(config, "modules_to_save", None)),
-    }
-    found = [key for key, there in extras.items() if there]
-    if not isinstance(config, LoraConfig) or found:
-        what = f"LoRA with {', '.join(found)}" if isinstance(config, LoraConfig) else type(config).__name__
-        raise LacosError(f"The adapter {name!r} is {what}, and LACoS keeps plain LoRA: leave these settings out.")
-
-
 def write_adapter(
     folder: Path, config: PeftConfig, state: dict[str, Tensor], base: str | None, revision: str | None
 ) -> None:
@@ -84,23 +66,12 @@ def write_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     config = deepcopy(config)
     config.inference_mode = True
+    config.init_lora_weights = True  # else loading would take OLoRA's or PiSSA's beginning out of the base once more
     config.base_model_name_or_path = base
     config.revision = revision
     config.save_pretrained(str(folder))
     tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def read_adapter(directory: Path, name: str) -> dict[str, Tensor]:
-    """Read a saved adapter's tensors under the names they have in `LacosTransformer.state_dict()`."""
-    tensors = load_file(str(directory / "adapter_model.safetensors"))
-    state = {}
-    for key, tensor in tensors.items():
-        key = "model." + key.removeprefix("base_model.model.")
-        for part in ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"):
-            key = key.replace(f".{part}.", f".{part}.{name}.")
-        state[key] = tensor
-    return state
 
 
 def check_complete(directory: Path) -> None:
@@ -175,43 +146,9 @@ def is_hub_name(name: str | None) -> bool:
     return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
 
 
-class AdapterCheckpoint:
-    """Stands for a model in the Trainer's `model.load_state_dict(loaded.state_dict())`: all but the base."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Tensors of its adapters and of its other modules, as in the model's own state dict.
-
-        Raises:
-            LacosError: A file is missing or damaged.
-        """
-        try:
-            record = json.loads((self.directory / RECORD).read_text(encoding="utf-8"))
-            names = record["adapters"]
-            state = read_adapter(self.directory, names[0])
-            for name in names[1:]:
-                state |= read_adapter(self.directory / name, name)
-            state = {f"0.{key}": tensor for key, tensor in state.items()}
-            modules = json.loads((self.directory / "modules.json").read_text(encoding="utf-8"))
-            for module in modules[1:]:
-                weights = self.directory / module["path"] / "model.safetensors"
-                if weights.is_file():
-                    state |= {f"{module['name']}.{key}": tensor for key, tensor in load_file(weights).items()}
-        except Exception as error:  # safetensors' own error type is private
-            raise LacosError(f"The checkpoint {str(self.directory)!r} cannot be read: {error}") from error
-        return state
-
-
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     """Whether a directory has the name of a Trainer's checkpoint."""
     return _CHECKPOINT.fullmatch(Path(path).name) is not None
-
-
-def is_adapter_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a directory is a Trainer's checkpoint that holds adapters by reference."""
-    return is_checkpoint(path) and (Path(path) / "adapter_config.json").is_file()
 
 
 def stage_for(target: Path) -> Path:

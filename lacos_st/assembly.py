@@ -14,6 +14,7 @@ import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers
 
+from lacos_st.adapters import LORA_TARGETS
 from lacos_st.config import LacosConfig
 from lacos_st.data import load_training_data, load_training_sources
 from lacos_st.embedded import sample_path
@@ -22,7 +23,6 @@ from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMult
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import default_compute_dtype
-from lacos_st.transformer import LORA_TARGETS
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

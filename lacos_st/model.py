@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,10 +29,8 @@ from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm,
 from torch import nn
 
 from lacos_st.artifact import (
-    AdapterCheckpoint,
     check_complete,
     disk_error,
-    is_adapter_checkpoint,
     is_checkpoint,
     move_into,
     stage_for,
@@ -46,6 +45,7 @@ from lacos_st.names import resolve
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.quiet import without
+from lacos_st.reload import read_checkpoint
 from lacos_st.transformer import LacosTransformer
 
 _STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
@@ -87,7 +87,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         self,
         model_name_or_path: str | os.PathLike[str] | None = None,
         *,
-        modules: list[nn.Module] | None = None,
+        modules: list[nn.Module] | OrderedDict[str, nn.Module] | None = None,
         is_trainable: bool = False,
         pooling: str = "weightedmean",
         transformer_options: dict[str, Any] | None = None,
@@ -99,7 +99,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         if path is not None:
             check_complete(Path(path))
-        for module in modules or []:
+        for module in modules.values() if isinstance(modules, OrderedDict) else modules or []:
             if type(module) in _OURS:
                 module.__class__ = _OURS[type(module)]
         # ST advises fp32 on every CPU; the compute dtype is chosen by what this one does well
@@ -123,7 +123,10 @@ class LacosSentenceTransformer(SentenceTransformer):
             LacosError: It is no `LacosTransformer`.
         """
         if not isinstance(self[0], LacosTransformer):
-            raise LacosError(f"The first module is {type(self[0]).__name__}, and LACoS needs LacosTransformer.")
+            raise LacosError(
+                f"The first module is {type(self[0]).__name__}, and LACoS needs one LacosTransformer there. Use "
+                'prompts={"query": ..., "document": ...} to tell queries and documents apart.'
+            )
         return self[0]
 
     def _above(self) -> list[tuple[str, nn.Module]]:
@@ -214,16 +217,14 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     @classmethod
     def _load_with_module_classes(cls, model_name_or_path: str, module_classes: Any, **kwargs: Any) -> Any:
-        """The Trainer reloads a checkpoint through this: read the adapter alone, never a second base."""
-        if is_adapter_checkpoint(model_name_or_path):
-            return AdapterCheckpoint(Path(model_name_or_path))
-        return super()._load_with_module_classes(model_name_or_path, module_classes, **kwargs)
+        """The Trainer reloads a checkpoint through this, by the stock names in it: read what trained, and no base."""
+        return read_checkpoint(model_name_or_path, {**cls._module_classes, **module_classes}, **kwargs)
 
     # -- saving ------------------------------------------------------------------------------------------------
 
     def save(
         self,
-        path: str,
+        path: str | None,
         model_name: str | None = None,
         create_model_card: bool = True,
         train_datasets: list[str] | None = None,
@@ -233,25 +234,30 @@ class LacosSentenceTransformer(SentenceTransformer):
         """Save a directory that stock `SentenceTransformer` loads.
 
         Args:
-            path: Directory; a model that is there is replaced only after the new one is complete.
+            path: Directory; a model that is there is replaced only after the new one is complete. As for ST, None
+                saves nothing.
             model_name: As for ST.
             create_model_card: As for ST.
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
-            self_contained: Write the base too. Default: unless it is on the Hub, or this is a Trainer's
-                `checkpoint-<step>`, and it is frozen.
+            self_contained: Write the base too. Default: unless it lies on the Hub as it is, or, for a Trainer's
+                `checkpoint-<step>`, anywhere. Without an adapter there is nothing but the base to write.
 
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.
         """
+        if path is None:
+            return
         transformer = self.transformer
         target = Path(path)
         in_checkpoint = is_checkpoint(target) and bool(transformer.adapter_names)
         saved_choice = transformer.save_base
         if self_contained is not None:
             transformer.save_base = self_contained
-        elif in_checkpoint or not transformer.is_base_frozen:  # a base that trains is part of what was learnt
-            transformer.save_base = not transformer.is_base_frozen
+        elif not (transformer.adapter_names and transformer.is_base_frozen and transformer.is_base_stored):
+            transformer.save_base = True
+        elif in_checkpoint:
+            transformer.save_base = False
         transformer.frozen_modules = [
             name
             for name, module in self._above()
@@ -275,7 +281,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             if stage is not None:
                 shutil.rmtree(stage, ignore_errors=True)
 
-    def save_pretrained(self, path: str, *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """Save the model; see `save`."""
         self.save(path, *args, **kwargs)
 
@@ -336,13 +342,19 @@ class LacosSentenceTransformer(SentenceTransformer):
     # -- training and adapters ---------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's; warns where a trainer would fail, for nothing trains: `backward` does not say what to do."""
+        """As torch's; says what to do where nothing trains, which `backward` does not.
+
+        Raises:
+            LacosError: A Trainer has the model, and nothing in it trains. Elsewhere that is a warning.
+        """
         if mode and not any(parameter.requires_grad for parameter in self.parameters()):
-            warnings.warn(
+            advice = (
                 "Nothing in this model trains: add_lora() adds an adapter that does; one that was saved trains on with "
-                "LacosSentenceTransformer(..., is_trainable=True).",
-                stacklevel=2,
+                "LacosSentenceTransformer(..., is_trainable=True)."
             )
+            if "generated_from_trainer" in self.model_card_data.tags:  # ST's Trainer puts it there
+                raise LacosError(advice)
+            warnings.warn(advice, stacklevel=2)
         return super().train(mode)
 
     def fit(self, *args: Any, optimizer_class: type = bnb.optim.AdamW8bit, **kwargs: Any) -> None:

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from peft import LoraConfig, PeftModel
-from peft.tuners.lora import LoraLayer
+from peft import PeftModel
 from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lacos_st.artifact import RECORD, check_plain_lora, describe_base, is_hub_name, write_adapter, write_base
+from lacos_st.adapters import changes_base, check_plain_lora, new_lora, set_trainable_
+from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
 from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
@@ -39,7 +39,10 @@ from lacos_st.template import END_TEMPLATE, apply_template
 Quantization = Literal["int8", "none"]
 
 DEFAULT_MAX_SEQ_LENGTH = 512  # tokens; BLOOM itself reads 2,048 (config.seq_length) and ALiBi allows more
-LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+_FOREIGN = (
+    "Only a LacosSentenceTransformer(modules=[LacosTransformer(...), ...]) trains and saves a LacosTransformer. What a "
+    "plain SentenceTransformer, a SparseEncoder, a MultiVectorEncoder or a Router saves of it could not be loaded."
+)
 
 
 class LacosTransformer(Transformer):
@@ -97,8 +100,11 @@ class LacosTransformer(Transformer):
         self.attention: Mode = attention_mode(self.model.config)
         self.base_attention: Mode = self._load_options["base_attention"]
         self.base = describe_base(model_name_or_path, base, getattr(self.config, "_commit_hash", None))
-        self.saved_by_lacos = False
+        self.saved_by_lacos: bool | None = None  # by the model around this module; None: there is none yet
         self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
+        # The rows of the table whose base lies where `base` says; None: in memory alone, for it has changed.
+        lies_somewhere = "path" in self.base or is_hub_name(self.base["name"])
+        self._stored_rows: int | None = self.model.config.vocab_size if lies_somewhere else None
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         self.is_template_told = bool(template or stored or self.tokenizer("")["input_ids"])
         self.template: str = template or stored or END_TEMPLATE
@@ -118,9 +124,31 @@ class LacosTransformer(Transformer):
         trains = any(value.requires_grad for key, value in parameters if not is_trained(key))
         return self.quantization == "int8" or (bool(self.adapter_names) and not trains)
 
+    @property
+    def is_base_stored(self) -> bool:
+        """Whether the base, as it is, lies in a directory or on the Hub, so that an adapter can refer to it."""
+        changed = any(changes_base(self.model.peft_config[name]) for name in self.adapter_names)
+        return self._stored_rows == self.model.config.vocab_size and not changed
+
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
         self.saved_by_lacos = hasattr(model, "transformer")
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's; from here on a base that trains is no longer the stored one.
+
+        Raises:
+            LacosError: What would be learnt could not be saved: the model around this module is another's, or an
+                adapter is no plain LoRA.
+        """
+        if mode:
+            if self.saved_by_lacos is False:
+                raise LacosError(_FOREIGN)
+            for name in self.adapter_names:
+                check_plain_lora(self.model.peft_config[name], name)
+            if not self.is_base_frozen:
+                self._stored_rows = None
+        return super().train(mode)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse `module.auto_model = get_peft_model(...)`: it would stand beside the real model."""
@@ -261,16 +289,7 @@ class LacosTransformer(Transformer):
         Raises:
             LacosError: A target that BLOOM does not have, or a name in use or with a dot.
         """
-        unknown = sorted(set(targets) - set(LORA_TARGETS))
-        if unknown or not targets:
-            raise LacosError(
-                f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
-            )
-        if name in self.adapter_names or "." in name:
-            why = "has a dot" if "." in name else "exists already"
-            raise LacosError(f"An adapter's name {name!r} {why}: choose another name.")
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
-        self.model.add_adapter(config, name)
+        self.model.add_adapter(new_lora(rank, alpha, dropout, targets, name, self.adapter_names), name)
 
     def set_trainable(self) -> None:
         """Let the active adapter train (a loaded adapter is frozen).
@@ -281,9 +300,7 @@ class LacosTransformer(Transformer):
         if not self.adapter_names:
             raise LacosError("This model has no adapter to train: call add_lora() first.")
         active = self.adapter_names[0]
-        for module in self.model.modules():
-            if isinstance(module, LoraLayer):
-                module.set_adapter(active)
+        set_trainable_(self.model, active)
         self.model.peft_config[active].inference_mode = False
 
     def merge_adapter(self) -> None:
@@ -301,7 +318,7 @@ class LacosTransformer(Transformer):
         del self.model.peft_config
         self.model._hf_peft_config_loaded = False
         self.base = {"name": "merged", "revision": None}
-        self.save_base = True
+        self.save_base, self._stored_rows = True, None
 
     # -- text --------------------------------------------------------------------------------------------------
 
@@ -349,10 +366,7 @@ class LacosTransformer(Transformer):
                 plain LoRA, or several active at once.
         """
         if not self.saved_by_lacos:
-            raise LacosError(
-                "A plain SentenceTransformer would save these modules in a form that it cannot load again. Use "
-                "lacos_st.LacosSentenceTransformer(modules=[...]) instead: it trains the same and saves for both."
-            )
+            raise LacosError(_FOREIGN)
         if not safe_serialization:
             raise LacosError("safe_serialization=False would write pickle files: LACoS saves safetensors only.")
         root = Path(output_path)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import CORPUS, randomise, tree
 from sentence_transformers.sentence_transformer.modules import LayerNorm
 
-from lacos_st.artifact import AdapterCheckpoint, describe_base, disk_error, is_adapter_checkpoint, is_hub_name
+from lacos_st.artifact import describe_base, disk_error, is_hub_name
 from lacos_st.dense import LacosDense
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
@@ -76,24 +75,6 @@ def test_replacing_a_model_removes_what_the_new_one_does_not_have(tiny_bloom, tm
     merged.save_pretrained(target)
     assert not (tmp_path / "model" / "adapter").exists()
     np.testing.assert_array_equal(LacosSentenceTransformer(target).encode(TEXTS), merged.encode(TEXTS))
-
-
-def test_a_checkpoint_holds_adapters_under_the_models_own_names(tiny_model, tmp_path):
-    randomise(tiny_model).add_lora(rank=2, name="second")
-    tiny_model.set_adapter("default")
-    checkpoint = tmp_path / "checkpoint-7"
-    tiny_model.save_pretrained(str(checkpoint))
-    tiny_model.save_pretrained(str(tmp_path / "checkpoint-best"))
-    assert is_adapter_checkpoint(checkpoint)
-    assert not is_adapter_checkpoint(tmp_path / "checkpoint-best")
-    assert not (checkpoint / "model.safetensors").exists()
-    expected = {key: value for key, value in tiny_model.state_dict().items() if "lora_" in key}
-    found = AdapterCheckpoint(checkpoint).state_dict()
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    (checkpoint / "second" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(LacosError, match="checkpoint-7' cannot be read"):
-        AdapterCheckpoint(checkpoint).state_dict()
 
 
 def test_a_base_is_described_by_where_it_is_from(tiny_bloom, tmp_path):

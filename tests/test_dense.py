@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import CORPUS
 from datasets import Dataset
+from safetensors.torch import load_file
 from sentence_transformers import (
     SentenceTransformer,
     SentenceTransformerTrainer,
@@ -26,7 +27,6 @@ from lacos_st import (
     MaskedMultipleNegativesRankingLoss,
     train,
 )
-from lacos_st.artifact import AdapterCheckpoint
 from lacos_st.assembly import build_model
 from lacos_st.dense import LacosLayerNorm
 from lacos_st.errors import LacosError
@@ -211,7 +211,7 @@ def test_modules_of_a_new_pipeline_train_and_come_back_with_the_best_checkpoint(
     trainer = trainer_for(model, tmp_path / "run")
     trainer.train()
     assert not torch.equal(model[2].linear.weight, before)
-    best = AdapterCheckpoint(Path(trainer.state.best_model_checkpoint)).state_dict()["2.linear.weight"]
+    best = load_file(Path(trainer.state.best_model_checkpoint) / "2_Dense" / "model.safetensors")["linear.weight"]
     with torch.no_grad():
         model[2].linear.weight.zero_()
     trainer._load_best_model()
