@@ -11,8 +11,7 @@ It is found from well-known column names (`NAMES`), case aside, or given: a list
 negative...]` (one name: single sentences) or a mapping from role to column. Two text columns with names
 nobody knows, such as `en` and `fr`, are anchor and positive in their order, because that is how the
 sentence-transformers trainer reads columns. Everything else that is not clear is an error with the override
-to write, never a guess: a 0/1 label may mean entailment (0) or "same meaning" (1), and reading it the wrong
-way round would train the opposite.
+to write, never a guess: `doubts.py` looks at the values of what was found.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lacos_st.errors import listed, shown
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -57,10 +57,14 @@ NAMES: dict[str, tuple[str, ...]] = {
     "score": ("score", "similarity", "similarity_score"),
     "text": ("text", "sentence", "line"),
 }
+HEADER = " If the file has no header, write the names of its columns into a first line, such as anchor,positive."
 _NEGATIVE = re.compile(r"(hard_)?neg(ative)?s?(_?\d+)?")
 _NO_TEXT = re.compile(r"_*(id|idx|index|uid|guid|url|lang|split)")
-_LABELS = {**{name: i for i, name in enumerate(NLI_LABELS)}, **{str(i): i for i in range(3)}}
+_LABELS = {**{name: i for i, name in enumerate(NLI_LABELS)}, **{str(i): i for i in range(3)}, "not_entailment": 1}
+NLI_WORDS = {name for name in _LABELS if not name.isdigit()} | {"-"}
 _UNLABELLED = {"", "-", "-1", "nan"}  # SNLI's "-": the annotators did not agree
+FLAGS = {"true": 1.0, "yes": 1.0, "false": 0.0, "no": 0.0}
+HEADER = " If the file has no header, write the names of its columns into a first line: anchor,positive, say."
 
 Columns = Sequence[str] | Mapping[str, str | Sequence[str]]
 
@@ -77,13 +81,13 @@ class Layout:
         kind: What the source holds, see the head of this file.
         texts: The columns of text: text | anchor, positive, negatives... | premise, hypothesis.
         extra: The column of the label or the score, if the kind has one.
-        by_name: Whether the columns were found by their names.
+        found: How the columns were found: given, by their names, or by their order.
     """
 
     kind: Literal["text", "tuple", "nli", "scored"]
     texts: tuple[str, ...]
     extra: str | None = None
-    by_name: bool = False
+    found: Literal["given", "names", "order"] = "given"
 
     @property
     def columns(self) -> list[str]:
@@ -93,6 +97,8 @@ class Layout:
     def examples(self, row: Row) -> list[tuple[str, ...]]:
         """Return the text tuples of a row: one, or one for each positive where that is a list.
 
+        A row may have no negatives: the column is missing, null, blank or an empty list.
+
         Raises:
             BadRow: A text is missing, empty, NaN, no text, or half a surrogate pair.
         """
@@ -101,14 +107,15 @@ class Layout:
             return [tuple([text_of(values, name) for name in self.texts])]
         anchor, positive, *negatives = self.texts
         first = text_of(values, anchor)
-        rest = [text for name in negatives for text in _texts_of(values, name)]
+        given = [name for name in negatives if not is_missing(values.get(name))]
+        rest = [text for name in given for text in _texts_of(values, name)]
         return [(first, text, *rest) for text in _texts_of(values, positive)]
 
     def further_negatives(self, row: Row) -> int:
         """Count a row's negatives under names that the first row has not, as a later JSON line may have them."""
-        if self.kind != "tuple" or not self.by_name:
+        if self.kind != "tuple" or self.found == "given":
             return 0
-        return sum(bool(value) and name not in self.texts and _is_negative(name) for name, value in row.values.items())
+        return sum(bool(value) and name not in self.texts and is_negative(name) for name, value in row.values.items())
 
     def label(self, row: Row) -> int:
         """Return 0 for entailment, 1 for neutral, 2 for contradiction, -1 for unlabelled.
@@ -117,9 +124,9 @@ class Layout:
             BadRow: Anything else.
         """
         value = _value(row.values, str(self.extra))
-        known = _label(value)
+        known = nli_label(value)
         if known is None:
-            raise BadRow(f"the label {value!r} is none of {', '.join(NLI_LABELS)} or 0, 1, 2")
+            raise BadRow(f"the label {shown(value)} is none of {', '.join(NLI_LABELS)} or 0, 1, 2")
         return known
 
     def score(self, row: Row) -> float:
@@ -130,22 +137,29 @@ class Layout:
         """
         value = _value(row.values, str(self.extra))
         try:
-            score = float(value)
+            score = float(FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value)
         except (TypeError, ValueError):
-            raise BadRow(f"the score {value!r} in column {self.extra!r} is no number") from None
+            raise BadRow(f"the score {shown(value)} in column {shown(self.extra)} is no number") from None
         if score != score:
-            raise BadRow(f"the score in column {self.extra!r} is NaN")
+            raise BadRow(f"the score in column {shown(self.extra)} is NaN")
         return score
 
 
 def override(columns: Sequence[str] | Mapping[str, str]) -> str:
     """Return how a user says which columns to read, in Python and on the command line."""
     if isinstance(columns, Mapping):
-        return f"columns={dict(columns)} (--columns {shlex.join(f'{role}={name}' for role, name in columns.items())})"
-    return f"columns={list(columns)} (--columns {shlex.join(columns)})"
+        roles = {role: _cut(name) for role, name in columns.items()}
+        return f"columns={roles} (--columns {shlex.join(f'{role}={name}' for role, name in roles.items())})"
+    names = [_cut(name) for name in columns]
+    return f"columns={names} (--columns {shlex.join(names)})"
 
 
-def _label(value: Any) -> int | None:
+def _cut(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
+
+
+def nli_label(value: Any) -> int | None:
+    """Return 0 for entailment, 1 for neutral, 2 for contradiction, -1 for unlabelled, None for anything else."""
     text = "" if value is None else str(value).strip().lower()
     text = text.removesuffix(".0")  # data frames turn integer columns with a gap into floats
     return -1 if text in _UNLABELLED else _LABELS.get(text)
@@ -153,8 +167,15 @@ def _label(value: Any) -> int | None:
 
 def _value(values: Mapping[str, Any], name: str) -> Any:
     if name not in values:
-        raise BadRow(f"has no column {name!r} (it has {', '.join(map(repr, values)) or 'none'})")
+        raise BadRow(f"has no column {shown(name)} (it has {listed(list(values)) or 'none'})")
     return values[name]
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing: null, NaN, blank, an empty list, or what data frames write for a missing text."""
+    if isinstance(value, str):
+        return value.strip() in ("", "nan", "NaN")
+    return value is None or value != value or (isinstance(value, list | tuple) and not value)
 
 
 def text_of(values: Mapping[str, Any], name: str) -> str:
@@ -171,26 +192,26 @@ def _texts_of(values: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(value, list | tuple):
         return [_checked(value, name)]
     if not value:
-        raise BadRow(f"column {name!r} is an empty list")
+        raise BadRow(f"column {shown(name)} is an empty list")
     return [_checked(item, name) for item in value]
 
 
 def _checked(value: Any, name: str) -> str:
     if not isinstance(value, str):
         if value is None:
-            raise BadRow(f"column {name!r} is null")
+            raise BadRow(f"column {shown(name)} is null")
         if value != value:
-            raise BadRow(f"column {name!r} is NaN")
-        raise BadRow(f"column {name!r} is {str(value)[:40]!r}, a {type(value).__name__} and not a text")
+            raise BadRow(f"column {shown(name)} is NaN")
+        raise BadRow(f"column {shown(name)} is {shown(str(value)[:40])}, a {type(value).__name__} and not a text")
     if not value.strip():
-        raise BadRow(f"column {name!r} is empty")
+        raise BadRow(f"column {shown(name)} is empty")
     if value in ("nan", "NaN"):  # what a spreadsheet or a data frame writes for a missing text
-        raise BadRow(f"column {name!r} is {value}")
+        raise BadRow(f"column {shown(name)} is {value}")
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
-            raise BadRow(f"column {name!r} contains half a surrogate pair, which is no character") from None
+            raise BadRow(f"column {shown(name)} contains half a surrogate pair, which is no character") from None
     return value
 
 
@@ -211,71 +232,71 @@ def layout_of(table: Table, columns: Columns | None = None, if_present: bool = F
     roles = _given(columns) if columns else {}
     missing = [name for given in roles.values() for name in given if name not in first.values]
     if missing and not if_present:
-        raise DataError(f"{table.name} has no column {missing[0]!r}; it has {', '.join(map(repr, first.values))}.")
+        raise DataError(f"{table.name} has no column {shown(missing[0])}; it has {listed(list(first.values))}.")
+    found: Literal["given", "names"] = "given"
     if missing or not columns:
-        columns, roles = None, _detected(table, first)
+        found, roles = "names", _detected(table, first)
     names = list(first.values)
-    found = ", ".join(map(repr, names))
-    negatives = roles.get("negative", [])
     if "premise" in roles and "hypothesis" in roles and "label" in roles:
-        return Layout("nli", (roles["premise"][0], roles["hypothesis"][0]), roles["label"][0])
+        return Layout("nli", (roles["premise"][0], roles["hypothesis"][0]), roles["label"][0], found)
     if "anchor" in roles and "positive" in roles:
         pair = (roles["anchor"][0], roles["positive"][0])
-        if negatives:
-            return Layout("tuple", (*pair, *negatives), by_name=not columns)
+        if "negative" in roles:
+            return Layout("tuple", (*pair, *roles["negative"]), found=found)
         if "score" in roles:
-            return Layout("scored", pair, roles["score"][0])
-        if "label" in roles:
-            return _labelled(table, first, pair, roles["label"][0])
-        return Layout("tuple", pair, by_name=not columns)
+            return Layout("scored", pair, roles["score"][0], found)
+        if "label" in roles and _is_nli_word(first.values.get(roles["label"][0])):
+            return Layout("nli", pair, roles["label"][0], found)
+        if "label" in roles and found == "given":
+            raise DataError(
+                f"{table.name}: a label goes with a premise and a hypothesis. For NLI: "
+                f"{override({'premise': pair[0], 'hypothesis': pair[1], 'label': roles['label'][0]})}. For a number "
+                "that is high for the same meaning: "
+                f"{override({'anchor': pair[0], 'positive': pair[1], 'score': roles['label'][0]})}."
+            )
+        return Layout("tuple", pair, found=found)
     if "text" in roles:
-        return Layout("text", (roles["text"][0],))
+        return Layout("text", (roles["text"][0],), found=found)
     readable = all(isinstance(v, str) and not _NO_TEXT.fullmatch(k.lower()) for k, v in first.values.items())
-    if not columns and not roles and readable and len(names) in (1, 2):
-        return Layout("tuple" if len(names) == 2 else "text", tuple(names), by_name=True)
+    if found == "names" and not roles and readable and len(names) in (1, 2):
+        return Layout("tuple" if len(names) == 2 else "text", tuple(names), found="order")
     raise DataError(
-        f"{table.name}: cannot tell which columns to train on; it has {found}. Known are anchor and positive "
+        f"{table.name}: cannot tell which columns to train on; it has {listed(names)}. Known are anchor and positive "
         "(also query/answer, sentence1/sentence2, question1/question2) with optional negatives; premise, "
         f"hypothesis and label; text or sentence. Name them: {override(['ANCHOR', 'POSITIVE'])}."
+        + (HEADER if table.kind in ("csv", "tsv") else "")
     )
 
 
-def _labelled(table: Table, first: Row, pair: tuple[str, str], column: str) -> Layout:
-    value = first.values.get(column)
-    if isinstance(value, str) and value.strip().lower() in {*NLI_LABELS, "-"}:
-        return Layout("nli", pair, column)
-    nli = override({"premise": pair[0], "hypothesis": pair[1], "label": column})
-    scored = override({"anchor": pair[0], "positive": pair[1], "score": column})
-    raise DataError(
-        f"{table.place(first.number)}: what does {value!r} in column {column!r} mean? For NLI (0 entailment, "
-        f"1 neutral, 2 contradiction): {nli}. For a number that is high for the same meaning: {scored}, with "
-        f"min_score=1 (--min-score 1), say. To take every row as a pair: {override(pair)}."
-    )
+def _is_nli_word(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().lower() in NLI_WORDS
 
 
 def _detected(table: Table, first: Row) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for name in first.values:
         for role, known in NAMES.items():
-            if _plain(name) in known:
+            if plain_name(name) in known:
                 roles.setdefault(role, []).append(name)
-        if _is_negative(name):
+        if is_negative(name):
             roles.setdefault("negative", []).append(name)
     for role, names in roles.items():
         if role != "negative" and len(names) > 1:
             raise DataError(
-                f"{table.name}: {' and '.join(map(repr, names))} could each be the {role}. "
+                f"{table.name}: {' and '.join(map(shown, names[:2]))} could each be the {role}. "
                 f"Name the columns to use: {override(['ANCHOR', 'POSITIVE'])}, say."
             )
     return roles
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A column's name as it is looked up: case, spaces and hyphens aside."""
     return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
-def _is_negative(name: str) -> bool:
-    return _NEGATIVE.fullmatch(_plain(name)) is not None
+def is_negative(name: str) -> bool:
+    """Whether a column's name says that it holds negatives."""
+    return _NEGATIVE.fullmatch(plain_name(name)) is not None
 
 
 def _given(columns: Columns) -> dict[str, list[str]]:
@@ -294,8 +315,8 @@ def _given(columns: Columns) -> dict[str, list[str]]:
     roles: dict[str, list[str]] = {}
     for role, names in columns.items():
         if role not in NAMES and role != "negative":
-            raise DataError(f"columns has the unknown role {role!r}. Known: {', '.join(NAMES)}, negative.")
+            raise DataError(f"columns has the unknown role {shown(role)}. Known: {', '.join(NAMES)}, negative.")
         if role != "negative" and not isinstance(names, str) and len(names) != 1:
-            raise DataError(f"columns names {len(names)} columns for the role {role!r}, which takes one.")
+            raise DataError(f"columns names {len(names)} columns for the role {shown(role)}, which takes one.")
         roles[role] = [names] if isinstance(names, str) else list(names)
     return roles

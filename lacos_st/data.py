@@ -16,7 +16,8 @@ Decisions, each where it can surprise:
   language or kind. `lacos_st.train` takes these: docs/ablations.md.
 * **Negatives.** Rows of one data set have the same columns. By source each keeps all its negatives. Mixed, the result
   has as many as the source with the fewest, the rest is dropped, and the report says so. Within a source the first row
-  says how many: more are dropped, and the report says so; fewer are a mistake.
+  says how many: more are dropped, and the report says so; fewer are a mistake. Rows of it without any (an empty list,
+  null, no column) are a data set of their own by source; mixed, they are used if the result has no negatives.
 * **Duplicates.** A row whose texts, all of them, equal those of an earlier one, whitespace aside, is dropped, across
   sources too. Texts themselves stay exactly as they are.
 * **Weights.** `path@W`: each distinct row of that source is seen W times an epoch: `@2` twice, `@0.5` a
@@ -31,7 +32,7 @@ import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, count
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ import numpy as np
 import pyarrow as pa
 
 from lacos_st.columns import Columns, layout_of, override
+from lacos_st.doubts import check
 from lacos_st.mixing import first_occurrences, mix
 from lacos_st.readers import FORMATS, DataError
 from lacos_st.sources import Part, SourceReport, open_source, read_source
@@ -119,7 +121,9 @@ def load_training_data(
     """
     settings = _Settings(columns, on_bad_row, max_rows, min_score, seed, if_present)
     parts, weights, report = _read_all(sources, settings)
-    negatives = min(part.negatives for part in parts)
+    negatives = min(part.negatives for part in parts if not part.aside)
+    if negatives:
+        parts, weights = _without_aside(parts, weights, report)
     for part in parts:
         if part.negatives > negatives:
             report.notes.append(
@@ -218,17 +222,20 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
         strange = set(columns) - {name for name, _ in weighted}
         if strange:
             raise DataError(f"columns names {sorted(strange)[0]!r}, which is none of the sources.")
-    parts, notes = [], []
-    for name, _ in weighted:
+    parts: list[Part] = []
+    weights, notes = [], []
+    for name, weight in weighted:
         chosen: Any = columns.get(name) if per_source and isinstance(columns, Mapping) else columns
         table = open_source(name)
         layout = layout_of(table, chosen, settings.if_present)
-        part = read_source(table, layout, settings.on_bad_row, settings.min_score)
-        parts.append(part)
-        if part.report.cut:
+        check(table, layout)
+        found = read_source(table, layout, settings.on_bad_row, settings.min_score)
+        parts += found
+        weights += [weight] * len(found)
+        if cut := found[0].report.cut:
             notes.append(
-                f"{name}: {part.report.cut:,} row(s) have more negatives than the first, which has {part.negatives}: "
-                f"{part.negatives} kept. Give every row as many."
+                f"{name}: {cut:,} row(s) have more negatives than the first, which has {found[0].negatives}: "
+                f"{found[0].negatives} kept. Give every row as many."
             )
     scored = any(part.report.kind == "scored" for part in parts)
     if settings.min_score is not None and not scored and not settings.if_present:
@@ -236,7 +243,22 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
             f"min_score={settings.min_score} is set, and no source is read with scores. Leave it out, or name the "
             f"columns: {override({'anchor': 'ANCHOR', 'positive': 'POSITIVE', 'score': 'SCORE'})}."
         )
-    return parts, [weight for _, weight in weighted], DataReport([part.report for part in parts], notes=notes)
+    return parts, weights, DataReport([part.report for part in parts], notes=notes)
+
+
+def _without_aside(parts: list[Part], weights: list[float], report: DataReport) -> tuple[list[Part], list[float]]:
+    """Leave out the rows without negatives of sources whose others have some, and say so."""
+    for whole, part in pairwise(parts):
+        if part.aside:
+            whole.report.read += part.report.read
+            whole.report.unused += part.report.read
+            report.notes.append(
+                f"{part.report.name}: {part.report.read:,} row(s) have no negatives, and are not used beside the "
+                "others. load_training_sources uses them."
+            )
+    left = [number for number, part in enumerate(parts) if not part.aside]
+    report.sources = [parts[number].report for number in left]
+    return [parts[number] for number in left], [weights[number] for number in left]
 
 
 def _choose(

@@ -1,5 +1,47 @@
-"""`LacosError`: the one exception for what a user can mend."""
+"""`LacosError`: the one exception for what a user can mend, and the form in which values stand in its message.
+
+Values of the data may have any length. A message shows them shortened: `shown` one, `listed` several. What a host
+library said is shortened by the exception itself, which keeps the start and the end of a long message.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Sequence
+from typing import Any
+
+_MESSAGE = 3000  # characters of a message
+_ITEMS = 12  # values that a message lists
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 60
+_short.maxlevel = 3
 
 
 class LacosError(ValueError):
     """A mistake that the user can mend: the message says what, why and what to do. The CLI exits with 2."""
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        half = _MESSAGE // 2
+        return message if len(message) <= _MESSAGE else f"{message[:half]} ... {message[-half:]}"
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, shortened.
+
+    Example:
+        >>> shown("é"), len(shown("x" * 1_000_000)), shown([0] * 9)
+        ("'é'", 60, '[0, 0, 0, 0, 0, 0, ...]')
+    """
+    return _short.repr(value)
+
+
+def listed(values: Sequence[Any]) -> str:
+    """Values as `shown`, with commas; of many the first.
+
+    Example:
+        >>> listed(["a", "b"]), listed(range(100))
+        ("'a', 'b'", '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 88 more')
+    """
+    more = f" and {len(values) - _ITEMS:,} more" if len(values) > _ITEMS else ""
+    return ", ".join(map(shown, values[:_ITEMS])) + more

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lacos_st.columns import NLI_WORDS
 from lacos_st.errors import LacosError
-from lacos_st.readers import NLI_LABELS, DataError, Row, Table
+from lacos_st.readers import DataError, Row, Table
 
 _BATCH = 1024  # rows that are turned into Python objects at a time
 
@@ -72,17 +73,17 @@ def _subset(name: str) -> str | None:
 
 def open_dataset(data: Any, name: str = "dataset") -> Table:
     """Make a `Table` of a `datasets.Dataset`; NLI labels that have names come out as names."""
+    named = {key: names for key, feature in data.features.items() if (names := getattr(feature, "names", None))}
+    nli = {key for key, names in named.items() if {name.strip().lower() for name in names} <= NLI_WORDS}
 
     def rows(columns: Sequence[str] | None) -> Iterator[Row]:
         part = data if columns is None else data.select_columns(list(columns))
-        named = {key: getattr(feature, "names", None) for key, feature in part.features.items()}
-        labels = {key: names for key, names in named.items() if names and set(names) <= set(NLI_LABELS)}
         number = 0
         for batch in part.iter(batch_size=_BATCH):
-            for key, names in labels.items():
-                batch[key] = [names[i] if i is not None and i >= 0 else None for i in batch[key]]
+            for key in nli & set(batch):
+                batch[key] = [named[key][i] if i is not None and i >= 0 else None for i in batch[key]]
             for fields in zip(*batch.values(), strict=True):
                 number += 1
                 yield Row(number, dict(zip(batch, fields, strict=True)))
 
-    return Table(name, "dataset", rows)
+    return Table(name, "dataset", rows, {key: names for key, names in named.items() if key not in nli})

@@ -19,8 +19,9 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ FORMATS = {
     ".parquet": "parquet",
 }
 NLI_LABELS = ("entailment", "neutral", "contradiction")  # 0, 1, 2 in SNLI, MultiNLI, XNLI and all-nli
+_HEAD = 1000  # rows that are looked at to find out what columns mean
 _BATCH = 1024  # rows of a columnar format that are turned into Python objects at a time
 
 
@@ -60,11 +62,13 @@ class Table:
         kind: The format: "text", "csv", "tsv", "jsonl", "parquet" or "dataset".
         iterate: Starts a pass over the rows; its argument limits the columns that are read, where the format
             can.
+        labels: What the numbers of a column mean, where a data set says so.
     """
 
     name: str
     kind: str
     iterate: Callable[[Sequence[str] | None], Iterator[Row]]
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[Row]:
         """Iterate from the start; `columns` spares columnar formats the others."""
@@ -73,6 +77,17 @@ class Table:
     def place(self, number: int) -> str:
         """Say where a row is, as compilers do: `pairs.csv:17`."""
         return f"{self.name}, row {number}" if self.kind in ("parquet", "dataset") else f"{self.name}:{number}"
+
+    def head(self) -> list[Row]:
+        """Return the readable ones of the first 1,000 rows (fewer, where they are wide), with long values cut."""
+        rows, cells = [], 0
+        for row in islice(self.rows(), _HEAD):
+            if row.problem is None:
+                rows.append(Row(row.number, {name: _start(value) for name, value in row.values.items()}))
+            cells += len(row.values)
+            if cells > 100 * _HEAD:
+                break
+        return rows
 
     def first(self) -> Row:
         """Return the first readable row.
@@ -86,6 +101,10 @@ class Table:
                 return row
             problem = problem or f" First problem: {self.place(row.number)}: {row.problem}"
         raise DataError(f"{self.name} holds no readable row.{problem or ' Is there only a header?'}")
+
+
+def _start(value: Any) -> Any:
+    return value[:100] if isinstance(value, str | list) else value
 
 
 def file_format(path: str | Path) -> tuple[str, bool]:

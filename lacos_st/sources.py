@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lacos_st.columns import BadRow, Layout, override
+from lacos_st.errors import shown
 from lacos_st.hub import open_hub
 from lacos_st.mixing import Builder, digest, match_nli, take
 from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, positional_names
@@ -83,6 +84,7 @@ class Part:
 
     report: SourceReport
     columns: list[pa.ChunkedArray]
+    aside: bool = False  # the rows without negatives of a source whose others have some
     nli: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # rows of (premise and entailment, contradiction)
 
     @property
@@ -106,17 +108,18 @@ class Part:
         return pa.table(columns, positional_names(len(columns)))
 
 
-def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float | None) -> Part:
-    """Stream a source into Arrow columns."""
+def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float | None) -> list[Part]:
+    """Stream a source into Arrow columns; its rows without negatives, if others have some, are a part of their own."""
     report = SourceReport(table.name, layout.kind, layout.columns)
     if layout.kind == "scored" and min_score is None:
         raise DataError(
-            f"{table.name} has scores in column {layout.extra!r}. A contrastive loss takes pairs of one "
+            f"{table.name} has scores in column {shown(layout.extra)}. A contrastive loss takes pairs of one "
             "meaning only: say from which score on a pair is one, for example min_score=4 (--min-score 4) on a scale "
             f"of 0 to 5; or name two columns to take every row: {override(layout.texts)}."
         )
     builder: Builder | None = None
-    width = 0
+    pairs: Builder | None = None
+    width = without = 0
     labels, premises, hypotheses = array("b"), array("Q"), array("Q")
     for row in table.rows(layout.columns):
         if table.kind == "text" and row.problem is None and not row.values["text"].strip():
@@ -127,7 +130,8 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
             if layout.kind == "nli":
                 label = layout.label(row)
             used = layout.kind != "scored" or layout.score(row) >= (min_score or 0.0)
-            if width and len(examples[0]) < width:
+            pair = layout.kind == "tuple" and len(examples[0]) == 2 < len(layout.texts)
+            if not pair and len(examples[0]) < width:
                 raise BadRow(f"{len(examples[0]) - 2} negatives where the first row has {width - 2}")
         except BadRow as problem:
             message = f"{table.place(row.number)}: {problem}"
@@ -140,15 +144,21 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
         if not used:
             report.unused += 1
             continue
-        width = width or len(examples[0])
-        report.cut += len(examples[0]) + layout.further_negatives(row) > width
-        builder = builder or Builder(width)
+        if pair:
+            without += 1
+            pairs = kept = pairs or Builder(2)
+        else:
+            width = width or len(examples[0])
+            builder = kept = builder or Builder(width)
+        report.cut += len(examples[0]) + layout.further_negatives(row) > len(kept.chunks)
         for texts in examples:
-            builder.add(texts[:width])
+            kept.add(texts[: len(kept.chunks)])
         if layout.kind == "nli":
             labels.append(label)
             premises.append(int.from_bytes(digest(examples[0][:1])[:8]))
             hypotheses.append(int.from_bytes(digest(examples[0][1:])[:8]))
+    if builder is None:
+        builder, pairs = pairs, None
     part = Part(report, builder.columns() if builder else [])
     if builder and layout.kind == "nli":
         part.nli = match_nli(*(np.asarray(values) for values in (premises, hypotheses, labels)))
@@ -160,7 +170,10 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
             f"{table.name} gives no training row: {report.read:,} read, {report.bad:,} bad, the others "
             f"{'without an entailment' if layout.kind == 'nli' else f'below min_score={min_score}'}.{why}"
         )
-    return part
+    if pairs is None:
+        return [part]
+    report.read -= without
+    return [part, Part(SourceReport(table.name, layout.kind, layout.columns[:2], without), pairs.columns(), aside=True)]
 
 
 def _examples(layout: Layout, row: Row) -> list[tuple[str, ...]]:
