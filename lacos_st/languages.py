@@ -1,5 +1,6 @@
 """Languages of evaluation sets: MTEB's codes (`spa-Latn`) to and from the two-letter ones in file names.
 
+A name holds one tag of BCP 47 (`es`, `pt-BR`, `zh-Hant`) or several languages (`es-en`). `langcodes` parses tags.
 MTEB's own tables are used. They are not public: they are touched here alone, with a test that notices a change.
 """
 
@@ -7,9 +8,10 @@ from __future__ import annotations
 
 from functools import cache
 
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, shown
 
 try:
+    import langcodes
     import mteb
 except ModuleNotFoundError as missing:  # every module of the evaluation comes past here first
     raise LacosError(f"Evaluation needs {missing.name}: pip install 'lacos-st[eval]'") from missing
@@ -46,11 +48,58 @@ def sts_tasks() -> dict[str, AbsTask]:
 
 @cache
 def script_codes(subset: str) -> list[str]:
-    """MTEB's codes (`spa-Latn`) of a subset named by language (`es`) or languages (`es-en`, `en-es-wmt`)."""
-    parts = dict.fromkeys(code for part in subset.split("-") if (code := _hf_lang_to_iso_lang_script(part)))
-    if not parts:
-        raise LacosError(f"{subset!r} in a file's name is no language: use ISO codes such as 'en' or 'en-ar'.")
-    return list(parts)
+    """MTEB's codes (`spa-Latn`) of a subset named by a language (`es`, `pt-BR`) or languages (`es-en`, `en-es-wmt`).
+
+    A script, a region or a variant belongs to the language before it. Two small letters that may be a region or a
+    language are a language after `en`, which is paired with all; else they are an error where the region speaks the
+    language before it: nobody knows whether `pt-br` is Brazil or Breton.
+
+    Raises:
+        LacosError: There is no language in it, or `pt-br`.
+
+    Example:
+        >>> script_codes("pt-BR"), script_codes("zh-Hant"), script_codes("en-ar")
+        (['por-Latn'], ['zho-Hant'], ['eng-Latn', 'ara-Arab'])
+    """
+    tags: list[str] = []
+    for part in (subset.lower() if subset.isupper() else subset).replace("_", "-").split("-"):
+        language = _hf_lang_to_iso_lang_script(part)
+        longer = _subtagged(tags[-1], part) if tags else None
+        if longer and language and part.islower():
+            if tags[-1] != "en" and _speaks(part, tags[-1]):
+                raise LacosError(
+                    f"{shown(subset)} in a file's name may be one language or two: write {tags[-1]}-{part.upper()} for "
+                    f"the region, {tags[-1]}-{language.split('-')[0]} for the pair."
+                )
+            longer = None
+        if longer:
+            tags[-1] = longer
+        elif language:
+            tags.append(part)
+    if not tags:
+        raise LacosError(f"{shown(subset)} in a file's name is no language: use ISO codes such as 'en' or 'en-ar'.")
+    return list(dict.fromkeys(map(_script_code, tags)))
+
+
+def _subtagged(tag: str, part: str) -> str | None:
+    """The tag with one more subtag (a script, a region, a variant); None where it is none."""
+    longer = f"{tag}-{part}"
+    valid = langcodes.tag_is_valid(longer)
+    return longer if valid and langcodes.Language.get(longer).language == langcodes.Language.get(tag).language else None
+
+
+def _speaks(region: str, tag: str) -> bool:
+    """Whether a region's main language is that of the tag, and the region's code is not that language's as well."""
+    language = langcodes.Language.get(tag).language
+    return langcodes.Language.get(f"und-{region}").maximize().language == language != region
+
+
+def _script_code(tag: str) -> str:
+    """MTEB's code of a tag: its own script, or the language's."""
+    code = str(_hf_lang_to_iso_lang_script(tag.split("-")[0]))
+    known = langcodes.Language.get(tag)
+    script = known.script or (known.territory and known.maximize().script)
+    return f"{code.split('-')[0]}-{script}" if script else code
 
 
 def languages_of(task: str, subset: str) -> tuple[str, ...]:
