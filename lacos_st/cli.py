@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
+from lacos_st.files import at_home
 
 _EPILOG = """examples:
   lacos-st train                                             the embedded base on the embedded sample, offline
@@ -27,6 +28,9 @@ _EPILOG = """examples:
   lacos-st encode lacos-bloom texts.txt --output texts.npy
   lacos-st similarity lacos-bloom "A man plays guitar." "Un homme joue de la guitare."
 """
+
+
+_PATHS = {"base", "config", "data_dir", "directory", "input", "model", "models", "output", "results", "train"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _parser().parse_args(argv)
+    for name in _PATHS & set(vars(arguments)):
+        setattr(arguments, name, at_home(getattr(arguments, name)))
     _quiet()
     run: Callable[[argparse.Namespace], None] = arguments.run
     try:

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 import yaml
 
 from lacos_st.errors import LacosError
-from lacos_st.files import atomic
+from lacos_st.files import at_home, atomic
 
 
 def _option(default: Any, explanation: str) -> Any:
@@ -119,6 +119,8 @@ class LacosConfig:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             setattr(self, item.name, _coerce(item.name, getattr(self, item.name), hints[item.name]))
+        for name in ("base", "train_data", "eval_data", "output"):
+            setattr(self, name, at_home(getattr(self, name)))
         for name, least in _AT_LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:

@@ -41,6 +41,7 @@ import pyarrow as pa
 
 from lacos_st.columns import Columns, layout_of, override
 from lacos_st.doubts import check
+from lacos_st.files import at_home
 from lacos_st.mixing import first_occurrences, mix
 from lacos_st.readers import FORMATS, DataError
 from lacos_st.sources import Part, SourceReport, open_source, read_source
@@ -189,7 +190,7 @@ def load_training_sources(
 
 def _short_name(source: str, taken: Collection[str]) -> str:
     """What a source is called in logs and in the model's card: its file without folder and endings."""
-    path = Path(source).expanduser()
+    path = Path(at_home(source))
     endings = "|".join(map(re.escape, FORMATS))
     name = re.sub(rf"({endings})?(\.gz)?$", "", path.resolve().name, flags=re.I) if path.exists() else source
     return next(n for n in chain([name or "data"], (f"{name}-{i}" for i in count(2))) if n not in taken)

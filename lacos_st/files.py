@@ -26,6 +26,16 @@ from lacos_st.errors import LacosError
 _LONGEST = 120  # bytes of a name: file systems take 255, endings and other parts included
 
 
+def at_home(given: Any) -> Any:
+    """What a user wrote as a path, a name or several of them, with a leading `~` read as the home directory.
+
+    The shell does so itself for `~/mine`, but not for `--output=~/mine`, and not in a recipe.
+    """
+    if isinstance(given, list):
+        return [at_home(item) for item in given]
+    return os.path.expanduser(given) if isinstance(given, str) else given
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Write a file through a temporary name; after an exception the target is untouched.

@@ -47,7 +47,8 @@ def open_hub(source: str) -> Table:
         hint = (
             offline if isinstance(error, ConnectionError) else " A Hub data set is named owner/name[:subset[:split]]."
         )
-        raise DataError(f"The data set {source!r} cannot be loaded: {reason}.{hint}") from error
+        here = "" if Path(name).exists() else f" There is no file or directory {name!r} here."
+        raise DataError(f"The data set {source!r} cannot be loaded: {reason}.{here}{hint}") from error
     if isinstance(data, dict):
         wanted = split or ("train" if "train" in data or len(data) > 1 else next(iter(data)))
         if wanted not in data:

@@ -275,12 +275,14 @@ def _csv(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
         except StopIteration:
             return
         except csv.Error as error:
-            why = f"cannot be parsed: {error}. Write a quote inside quotes twice, and close every quote"
-            if reader.line_num > number:
+            span = f"lines {number} to {reader.line_num}: " if reader.line_num > number else ""
+            if "field limit" in str(error):
                 why = (
-                    f"lines {number} to {reader.line_num} cannot be told apart: {error}. Close every quote there; "
-                    f"a field may have {csv.field_size_limit():,} characters"
+                    f"{span}a field has more than {csv.field_size_limit():,} characters. "
+                    f"{'Close every quote, shorten' if span else 'Shorten'} it, or write the data as JSON lines or Parquet, which have no such limit"
                 )
+            else:
+                why = f"{span}cannot be parsed: {error}. Write a quote inside quotes twice, and close every quote"
             yield Row(number, {}, next(iter(bad.values()), why))
             continue
         if bad:

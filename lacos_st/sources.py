@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from lacos_st.columns import BadRow, Layout, override
 from lacos_st.errors import shown
+from lacos_st.files import at_home
 from lacos_st.hub import open_hub
 from lacos_st.mixing import Builder, digest, match_nli, take
 from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, positional_names
@@ -67,7 +68,7 @@ def open_source(name: str) -> Table:
     Raises:
         DataError: There is no such file, or the data set cannot be had.
     """
-    path = Path(name).expanduser()
+    path = Path(at_home(name))
     if path.is_dir():
         return open_hub(str(path))
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
