@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from lacos_st.allocator import MAPPED_FROM
 from lacos_st.attention import ALIBI_COLUMNS
 from lacos_st.errors import LacosError
 from lacos_st.quantization import default_compute_dtype, resolve_compute_form
@@ -37,9 +38,7 @@ from lacos_st.quantization import default_compute_dtype, resolve_compute_form
 _CPU_OVERHEAD = 60e6
 _GB = 1e9
 
-# glibc serves blocks under 32 MB from its heap, where temporary ones leave holes between those that are kept. Larger
-# blocks are mapped and given back exactly.
-_MAPPED_FROM = 32 << 20
+# A block that lies in the heap (`allocator.py`) takes more than its bytes: temporary ones leave holes beside it.
 _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 # Of what training keeps, by width in units of the hidden size: the widest blocks fill holes that others have left.
 # From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 6 %.
@@ -185,56 +184,7 @@ def _kept(targets: tuple[str, ...], dropout: float, size: int, head_dim: int, de
 
 def _holes(size: float, device: torch.device, factor: float = _HEAP_FACTOR) -> float:
     """Resident bytes for each byte of a block of this size that is allocated among temporary ones."""
-    return factor if device.type == "cpu" and size < _MAPPED_FROM else 1.0
-
-
-# glibc's mallopt; what the user has set in the environment stays
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_USERS_SETTING = any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"))
-_SMALL = 1 << 20
-_mapped_from = _MAPPED_FROM
-
-
-def _glibc(name: str, *arguments: int) -> bool:
-    """Call a function of glibc's allocator; False where there is none or it refuses."""
-    import ctypes
-
-    function = getattr(ctypes.CDLL(None), name, None) if os.name == "posix" else None
-    return bool(function and function(*arguments))
-
-
-def _map_blocks_from(size: int) -> bool:
-    """Take blocks of at least ``size`` bytes straight from the system; smaller ones stay in the heap when freed."""
-    if _USERS_SETTING:
-        return False
-    _glibc("mallopt", _M_TRIM_THRESHOLD, 2 * _MAPPED_FROM)  # else glibc would trim at every freed block
-    return _glibc("mallopt", _M_MMAP_THRESHOLD, size)
-
-
-def settle_heap() -> None:
-    """After a model was loaded: give back what that has freed, and set glibc's thresholds for what follows.
-
-    By default glibc trims its heap at every freed block of 128 kB until it has seen large blocks come and go, and the
-    pages must be mapped again at the next: a small model encodes half as fast. So blocks up to 32 MB stay in the heap
-    from here on, which glibc comes to by itself in a long process; only up to 1 MB after `give_memory_back`.
-    """
-    _glibc("malloc_trim", 0)
-    _map_blocks_from(_mapped_from)
-
-
-def give_memory_back() -> bool:
-    """Let this process return every freed block of 1 MB or more to the system at once (glibc only).
-
-    Training on a CPU then holds what it uses and no holes: 40 % less, at 1.7 times the time, since fresh pages must
-    be mapped again. Worth it with gradient checkpointing, which trades time for memory already. To be called before the
-    model is loaded: the holes that quantising leaves would be filled again and stay, 0.2 GB at bloom-560m's size.
-
-    Returns:
-        Whether the C library took the setting.
-    """
-    global _mapped_from
-    _mapped_from = _SMALL
-    return _map_blocks_from(_SMALL)
+    return factor if device.type == "cpu" and size < MAPPED_FROM else 1.0
 
 
 # hidden size, layers, heads of the published checkpoints, so that a question needs no download
@@ -321,29 +271,3 @@ def auto_batch_size(
             "shorter texts (max_seq_length) or gradient_checkpointing=True."
         )
     return max(fits)
-
-
-def resident_bytes(peak: bool = False) -> int:
-    """Return this process's resident memory, or its peak since `reset_peak`, from /proc (Linux).
-
-    Raises:
-        LacosError: Elsewhere.
-    """
-    field = "VmHWM:" if peak else "VmRSS:"
-    try:
-        with open("/proc/self/status", encoding="ascii") as status:
-            for line in status:
-                if line.startswith(field):
-                    return int(line.split()[1]) * 1024
-    except OSError as error:
-        raise LacosError(f"resident memory is read from /proc, which this system ({os.name}) has not.") from error
-    raise LacosError(f"/proc/self/status has no {field} line on this system.")
-
-
-def reset_peak() -> None:
-    """Start `resident_bytes(peak=True)` anew (Linux; a no-op where the kernel does not allow it)."""
-    try:
-        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
-            file.write("5")
-    except OSError:
-        return

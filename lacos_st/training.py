@@ -30,6 +30,7 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
+from lacos_st.allocator import give_memory_back
 from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
     PLAIN_RANK,
@@ -44,7 +45,7 @@ from lacos_st.checkpoints import go_on, is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
-from lacos_st.memory import auto_batch_size, base_config, give_memory_back
+from lacos_st.memory import auto_batch_size, base_config
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.progress import Progress, checkpoint_on_interrupt
 

@@ -27,12 +27,12 @@ from sentence_transformers.base.modules import Transformer
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.adapters import changes_base, check_plain_lora, new_lora, set_trainable_
+from lacos_st.allocator import settle_heap
 from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
 from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
-from lacos_st.memory import settle_heap
 from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
 
