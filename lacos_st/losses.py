@@ -2,17 +2,18 @@
 
 `MultipleNegativesRankingLoss` treats every other document of a batch as a negative of an anchor. NLI data repeats
 every premise, so a batch holds (p, e1, c1) and (p, e2, c2), and e2 is pushed away from p although it follows from p.
-These losses mask such candidates, by the identity of texts and not of embeddings:
+These losses mask such candidates, by the identity of texts and not of embeddings. Two texts are the same if they were
+given as the same (`text_hash`, see `texts.py`) or are read as the same tokens, prompts aside:
 
 - Row i of a batch belongs to an anchor A_i and a positive P_i. A document or anchor of row j is masked for row i if
   {A_i, P_i} and {A_j, P_j} share a text; a hard negative only if it is itself A_i or P_i. The own pair never is.
 - With `mask_margin`, a candidate is masked as well if it scores above the positive of either row by the margin: it
   is probably an unlabelled paraphrase (the idea of GISTEmbed, arXiv 2402.16829, without a guide model).
 
-How: each embedding (batch, dimension) carries 8 more columns, two 60-bit text hashes in three exact float32 pieces
-each, the row's index and the row's positive score. ST gathers, chunks and caches them together with the embedding,
-and only the similarity function, where every pair meets, reads and removes them. Everything else (directions,
-partition, hardness, gathering, gradient caching) is ST's own, inherited.
+How: each embedding (batch, dimension) carries 14 more columns: for anchor and positive two 60-bit hashes (of the tokens
+and of the text) in three exact float32 pieces each, the row's index and the row's positive score. ST gathers, chunks
+and caches them together with the embedding, and only the similarity function, where every pair meets, reads and removes
+them. Everything else (directions, partition, hardness, gathering, gradient caching) is ST's own, inherited.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 
-TAG_COLUMNS = 8  # anchor hash (3), positive hash (3), row, positive score
+from lacos_st.texts import layout, prompt_lengths
+
+TAG_COLUMNS = 14  # the anchor's identity (6), the positive's (6), row, positive score
 _PIECE_BITS = 20  # float32 holds integers up to 2^24 exactly
 
 
@@ -38,13 +41,14 @@ class _IdentityMasking(nn.Module):
     mask_duplicates: bool
     mask_margin: float | None
     similarity_fct: Callable[[Tensor, Tensor], Tensor]
-    _hashes: list[Tensor]
+    _identities: list[Tensor]  # of the columns whose loss is being computed; none if it is not known what they embed
 
     def __init__(
         self, model: nn.Module, mask_duplicates: bool = True, mask_margin: float | None = None, **kwargs: Any
     ) -> None:
         super().__init__(model, **kwargs)
         self.mask_duplicates, self.mask_margin = mask_duplicates, _checked(mask_margin)
+        self._identities = []
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor) -> Tensor:
         """Compute the loss.
@@ -57,24 +61,27 @@ class _IdentityMasking(nn.Module):
             A scalar.
         """
         features = list(sentence_features)
-        self._hashes = [text_hashes(column) for column in features] if self.mask_duplicates else []
-        return super().forward(features, labels)
+        self._identities = [identity(column) for column in features] if self.mask_duplicates else []
+        try:
+            return super().forward(features, labels)
+        finally:
+            self._identities = []
 
     def _tagged(self, embeddings: list[Tensor], similarity: Callable[[Tensor, Tensor], Tensor]) -> list[Tensor]:
         anchors, positives = embeddings[:2]
         size, device = len(anchors), anchors.device
         rows = torch.arange(size, device=device, dtype=torch.float32) + get_rank() * size
-        if self.mask_duplicates:
-            hashes = [_pieces(column.to(device)) for column in self._hashes]
-        else:  # every text its own
-            hashes = [_pieces(rows.long() * len(embeddings) + k + 1) for k in range(len(embeddings))]
-        own = torch.cat([hashes[0], hashes[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1)
-        tagged = [torch.cat([column.float(), own], dim=1) for column in embeddings[:2]]
-        for column, digest in zip(embeddings[2:], hashes[2:], strict=True):
-            nobody = torch.full((size, 1), -1.0, dtype=torch.float32, device=device)
-            never = torch.full((size, 1), torch.inf, dtype=torch.float32, device=device)
-            tagged.append(torch.cat([column.float(), digest, digest, nobody, never], dim=1))
-        return tagged
+        texts = [column.to(device) for column in self._identities]
+        if not texts:  # every text its own
+            numbers = [_pieces(rows.long() * len(embeddings) + k + 1) for k in range(len(embeddings))]
+            texts = [number.repeat(1, 2) for number in numbers]
+        own = torch.cat([texts[0], texts[1], rows[:, None], self._positive_scores(anchors, positives, similarity)], 1)
+        nobody = torch.tensor([-1.0, torch.inf], dtype=torch.float32, device=device).repeat(size, 1)
+        tags = [own, own, *(torch.cat([text, text, nobody], 1) for text in texts[2:])]
+        return [
+            torch.cat([column.to(torch.promote_types(column.dtype, torch.float32)), tag], dim=1)
+            for column, tag in zip(embeddings, tags, strict=True)
+        ]
 
     def _positive_scores(self, anchors: Tensor, positives: Tensor, similarity: Callable) -> Tensor:
         if self.mask_margin is None:
@@ -89,13 +96,14 @@ class _IdentityMasking(nn.Module):
         def masked_similarity(a: Tensor, b: Tensor) -> Tensor:
             scores = similarity(a[:, :-TAG_COLUMNS], b[:, :-TAG_COLUMNS])
             tag_a, tag_b = a[:, -TAG_COLUMNS:].detach(), b[:, -TAG_COLUMNS:].detach()
-            row_a, row_b = tag_a[:, 6], tag_b[:, 6]
+            row_a, row_b = tag_a[:, 12], tag_b[:, 12]
             own = (row_a[:, None] == row_b[None, :]) & (row_a >= 0)[:, None]
             same = torch.zeros_like(own)
-            for x in (tag_a[:, 0:3], tag_a[:, 3:6]):
-                for y in (tag_b[:, 0:3], tag_b[:, 3:6]):
-                    same |= (x[:, None, :] == y[None, :, :]).all(dim=-1)
-            ceiling = torch.minimum(tag_a[:, 7][:, None], tag_b[:, 7][None, :]) + margin
+            for x in (0, 6):  # anchor or positive
+                for y in (0, 6):
+                    for k in (0, 3):  # the same tokens, or the same text
+                        same |= (tag_a[:, None, x + k : x + k + 3] == tag_b[None, :, y + k : y + k + 3]).all(dim=-1)
+            ceiling = torch.minimum(tag_a[:, 13][:, None], tag_b[:, 13][None, :]) + margin
             return scores.masked_fill((same | (scores.detach() > ceiling)) & ~own, -torch.inf)
 
         return masked_similarity
@@ -112,8 +120,7 @@ class _IdentityMasking(nn.Module):
 class MaskedMultipleNegativesRankingLoss(_IdentityMasking, MultipleNegativesRankingLoss):
     """`MultipleNegativesRankingLoss` with false negatives masked by text identity and, optionally, by margin.
 
-    Texts are identical if their token ids are (a prompt's tokens aside). With nothing to mask, value and gradient
-    equal ST's.
+    With nothing to mask, value and gradient equal ST's.
 
     Args:
         model: The model to train.
@@ -128,7 +135,12 @@ class MaskedMultipleNegativesRankingLoss(_IdentityMasking, MultipleNegativesRank
     """
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor) -> Tensor:
-        """ST's loss over tagged embeddings, with the masking similarity in place of the user's."""
+        """ST's loss over tagged embeddings, with the masking similarity in place of the user's.
+
+        Called by itself it does not know the texts: it masks by margin only.
+        """
+        if len(embeddings) < 2:
+            return super().compute_loss_from_embeddings(embeddings, labels)  # which says what is wrong
         similarity = self.similarity_fct
         tagged = self._tagged(embeddings, similarity)
         self.similarity_fct = self._masked(similarity)
@@ -154,7 +166,7 @@ class CachedMaskedMultipleNegativesRankingLoss(_IdentityMasking, CachedMultipleN
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """ST's chunked loss over tagged embeddings."""
+        """ST's chunked loss over tagged embeddings. Called by itself it masks by margin only."""
         similarity = self.similarity_fct
         columns = [torch.cat(parts) for parts in reps]
         tagged = [
@@ -168,40 +180,36 @@ class CachedMaskedMultipleNegativesRankingLoss(_IdentityMasking, CachedMultipleN
             self.similarity_fct = similarity
 
 
+def identity(features: dict[str, Any]) -> Tensor:
+    """Say which texts a column holds: hashes of their tokens and of the texts, where the column has both.
+
+    Args:
+        features: A tokenised column.
+
+    Returns:
+        float32 (batch, 6).
+    """
+    tokens = text_hashes(features)
+    return torch.cat([_pieces(tokens), _pieces(features.get("text_hash", tokens).to(tokens.device))], dim=1)
+
+
 def text_hashes(features: dict[str, Any]) -> Tensor:
-    """Hash each tokenised text of a batch, padded or packed.
+    """Hash the tokens of each text of a batch, padded or packed, without its prompt.
 
     Multiply-shift hashing over 64-bit arithmetic with a fixed key for each position: texts of different ids collide
     with a probability of about 2^-60.
 
     Args:
-        features: `input_ids` (batch, tokens) and `attention_mask`, or packed (1, tokens) and `cu_seq_lens_q`.
+        features: `input_ids` (batch, tokens) and `attention_mask`, or packed (1, tokens) and `cu_seq_lens_q`;
+            `prompt_mask`, if there.
 
     Returns:
         int64 (batch,), below 2^60.
     """
-    ids = features["input_ids"]
-    device = ids.device
-    if "cu_seq_lens_q" in features:
-        starts = features["cu_seq_lens_q"].to(device).long()
-        sizes = starts.diff()
-        positions = torch.arange(ids.shape[-1], device=device) - starts[:-1].repeat_interleave(sizes)
-        ids, sentences, count = (
-            ids.flatten(),
-            torch.arange(len(sizes), device=device).repeat_interleave(sizes),
-            len(sizes),
-        )
-    else:
-        mask = features["attention_mask"].bool()
-        positions = (mask.cumsum(dim=1) - 1)[mask]
-        sentences, count = mask.nonzero()[:, 0], len(ids)
-        ids = ids[mask]
-    if (prompt := features.get("prompt_length")) is not None:
-        prompt = torch.as_tensor(prompt, device=device).expand(count)[sentences]
-        kept = positions >= prompt
-        ids, positions, sentences = ids[kept], (positions - prompt)[kept], sentences[kept]
-    terms = (ids.long() + 1) * (_mix(positions) | 1)
-    total = torch.zeros(count, dtype=torch.int64, device=device).index_add_(0, sentences, terms)
+    index, text, place, sizes = layout(features)
+    place = place - prompt_lengths(features)[text]  # negative in a prompt
+    terms = (features["input_ids"].flatten()[index].long() + 1) * (_mix(place) | 1)
+    total = torch.zeros_like(sizes).index_add_(0, text, terms.masked_fill(place < 0, 0))
     return (total >> 4) & (2**60 - 1)
 
 

@@ -7,7 +7,7 @@ embeddings (batch, hidden). In a causal model position i has read tokens 0..i, s
 - `lasttoken`: the end token that the template appends, which has read everything.
 
 Beyond ST's: embeddings come out in fp32 whatever the tokens' dtype (a vector rounded to bf16 has a length that is off
-by up to 0.4 %), and `prompt_length` may differ from text to text (see `LacosTransformer.preprocess`).
+by up to 0.4 %), and a prompt that is left out may have another length in each text (`prompt_mask`, see `texts.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
+from lacos_st.texts import layout, prompt_lengths, select
+
 
 class LacosPooling(Pooling):
     """ST's `Pooling`; weighted mean by default.
@@ -25,7 +27,8 @@ class LacosPooling(Pooling):
     Args:
         embedding_dimension: Hidden size of the model.
         pooling_mode: One of ST's modes or several, then concatenated. Default "weightedmean".
-        include_prompt: Whether the prompt's tokens are pooled. Default True.
+        include_prompt: Whether the prompt's tokens are pooled. Default True. A text without any other token is pooled
+            with its prompt.
 
     Example:
         >>> pooling = LacosPooling(2)
@@ -49,27 +52,18 @@ class LacosPooling(Pooling):
         return features
 
     def _pool(self, features: dict[str, Any], **kwargs: Any) -> Tensor:
-        lengths = features.get("prompt_length")
-        if self.include_prompt or not isinstance(lengths, Tensor) or bool((lengths == lengths.flatten()[0]).all()):
+        if self.include_prompt or "prompt_mask" not in features:
             return super().forward(features, **kwargs)["sentence_embedding"]
+        lengths = prompt_lengths(features)
+        lengths = lengths.masked_fill(lengths == layout(features).sizes, 0)
         # ST pools with one prompt length for the whole batch: pool each length by itself.
         pooled: list[Tensor] = []
         order: list[Tensor] = []
-        for length in lengths.unique():
+        different = lengths.unique()
+        for length in different:
             rows = (lengths == length).nonzero().flatten()
-            part = super().forward({**_select(features, rows), "prompt_length": int(length)}, **kwargs)
+            some = features if len(different) == 1 else select(features, rows)
+            part = super().forward({**some, "prompt_length": int(length)}, **kwargs)
             pooled.append(part["sentence_embedding"])
             order.append(rows)
-        return torch.cat(pooled)[torch.cat(order).argsort().to(pooled[0].device)]
-
-
-def _select(features: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """The token embeddings of some sentences of a batch, padded or packed."""
-    tokens = features["token_embeddings"]
-    rows = rows.to(tokens.device)
-    if "cu_seq_lens_q" not in features:
-        return {"token_embeddings": tokens[rows], "attention_mask": features["attention_mask"][rows]}
-    starts = features["cu_seq_lens_q"]
-    spans = [torch.arange(int(starts[row]), int(starts[row + 1]), device=tokens.device) for row in rows.tolist()]
-    sizes = torch.tensor([0, *(len(span) for span in spans)], device=tokens.device)
-    return {"token_embeddings": tokens[:, torch.cat(spans)], "cu_seq_lens_q": sizes.cumsum(0)}
+        return torch.cat(pooled)[torch.cat(order).argsort()]

@@ -1,8 +1,8 @@
 """The template: what stands around every text, written into the tokenizer.
 
 Prefix and suffix become two special pieces of several ids in the tokenizer's post-processor. Truncation then leaves
-room for them, and stock ST applies them too. The default adds the end token: a causal model reads a sentence off its
-last position, and no text is ever empty.
+room for them, and stock ST applies them too. Each text of a pair gets them. The default adds the end token: a causal
+model reads a sentence off its last position, and no text is ever empty.
 """
 
 from typing import Any
@@ -35,5 +35,6 @@ def apply_template(tokenizer: Any, template: str) -> None:
             specials.append({"id": name, "ids": ids, "tokens": [backend.id_to_token(i) for i in ids]})
         if text or name == "$A":
             single.append(name)
-    backend.post_processor = TemplateProcessing(single=single, special_tokens=specials)
+    second = [f"{'$B' if piece == '$A' else piece}:1" for piece in single]
+    backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=specials)
     tokenizer.init_kwargs["lacos_template"] = template

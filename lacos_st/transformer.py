@@ -33,6 +33,7 @@ from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
+from lacos_st.preprocessing import PreprocessingTransformer
 from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
 from lacos_st.template import END_TEMPLATE, apply_template
 
@@ -45,7 +46,7 @@ _FOREIGN = (
 )
 
 
-class LacosTransformer(Transformer):
+class LacosTransformer(PreprocessingTransformer):
     """ST's `Transformer` over BLOOM in 8 bits, ready for LoRA.
 
     Args:
@@ -319,30 +320,6 @@ class LacosTransformer(Transformer):
         self.model._hf_peft_config_loaded = False
         self.base = {"name": "merged", "revision": None}
         self.save_base, self._stored_rows = True, None
-
-    # -- text --------------------------------------------------------------------------------------------------
-
-    def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """As ST's; `prompt_length` (batch,) counts each text's tokens up to the last wholly within the prompt.
-
-        ST counts the prompt by itself, which also drops the first word of a text where a prompt ends in a space:
-        there the tokenizer joins that space to the word.
-        """
-        if not prompt and self.template == "{text}":  # then alone a text may be without any token
-            inputs = [text if text != "" else self.tokenizer.eos_token for text in inputs]
-        features = super().preprocess(inputs, prompt=prompt, **kwargs)
-        if prompt and "prompt_length" in features and all(isinstance(text, str) for text in inputs):
-            whole = self.tokenizer([prompt + text for text in inputs], truncation=True, return_offsets_mapping=True)
-            features["prompt_length"] = torch.tensor(
-                [
-                    max((i + 1 for i, (start, end) in enumerate(text) if start < end <= len(prompt)), default=0)
-                    for text in whole["offset_mapping"]
-                ]
-            )
-        return features
-
-    def _get_prompt_length(self, prompt: str, **kwargs: Any) -> int:
-        return len(prompt)  # a placeholder that `preprocess` replaces by the count of each text
 
     def _can_flatten_inputs(self) -> bool:
         if not self.unpad_inputs:

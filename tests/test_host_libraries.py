@@ -279,7 +279,8 @@ def test_16_a_prompt_that_ends_in_a_space_keeps_the_first_word(tiny_bloom):
     model.set_pooling_include_prompt(False)
     features = model.preprocess(["guitar", ""], prompt="query: ")
     ids = features["input_ids"]
-    words = [model.tokenizer.decode(row[length:]) for row, length in zip(ids, features["prompt_length"], strict=True)]
+    prompts = features["prompt_mask"].bool()
+    words = [model.tokenizer.decode(row[~prompt]) for row, prompt in zip(ids, prompts, strict=True)]
     assert words[0].replace("<pad>", "").strip() == "guitar</s>"
     assert words[1].replace("<pad>", "") == "</s>"
     assert np.isfinite(model.encode(["guitar", ""], prompt="query: ")).all()
@@ -318,5 +319,5 @@ def test_private_interfaces_are_still_there():
     for name in ("_load_with_module_classes", "_load_default_modules", "_get_module_init_defaults"):
         assert callable(getattr(BaseModel, name))
     assert BaseModel._module_classes == {}
-    for name in ("_load_config", "_load_model", "_can_flatten_inputs", "_get_prompt_length"):
+    for name in ("_load_config", "_load_model", "_can_flatten_inputs"):
         assert callable(getattr(Transformer, name))

@@ -12,6 +12,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from lacos_st.losses import (
     CachedMaskedMultipleNegativesRankingLoss,
     MaskedMultipleNegativesRankingLoss,
+    identity,
     text_hashes,
 )
 
@@ -93,7 +94,7 @@ def test_masks_exactly_what_the_head_of_the_file_says():
 
     loss = MaskedMultipleNegativesRankingLoss(Lookup(), similarity_fct=spy)
     features = columns([1, 1, 2, 5], [5, 6, 7, 8], [9, 5, 1, 9])
-    loss._hashes = [text_hashes(column) for column in features]
+    loss._identities = [identity(column) for column in features]
     tagged = loss._tagged([loss.model(column)["sentence_embedding"] for column in features], spy)
     scores = loss._masked(spy)(tagged[0], torch.cat(tagged[1:]))
     expected = torch.tensor(
@@ -136,6 +137,32 @@ def test_switched_off_it_is_stock():
     torch.testing.assert_close(ours[1], stock[1], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_called_without_texts_it_is_stock(options):
+    features = columns([1, 1, 2, 3], [5, 6, 1, 5], [9, 10, 5, 1])
+    generator = torch.Generator().manual_seed(1)
+    embeddings = [torch.randn(3, 8, generator=generator, dtype=torch.float64) for _ in range(3)]
+    plain, cached = (
+        MaskedMultipleNegativesRankingLoss(Lookup(), **options),
+        CachedMaskedMultipleNegativesRankingLoss(Lookup(), mini_batch_size=2, **options),
+    )
+    expected = MultipleNegativesRankingLoss(Lookup(), **options).compute_loss_from_embeddings(embeddings, None)
+    for _ in range(2):  # before any batch, and after one of another size
+        found = plain.compute_loss_from_embeddings(embeddings, None)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        found = cached.calculate_loss([list(column.split(2)) for column in embeddings])
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+        plain(features, None)
+        cached(features, None)
+
+
+def test_one_column_is_refused_as_by_stock():
+    with pytest.raises(ValueError, match="Expected at least 2 embeddings, got 1"):
+        MaskedMultipleNegativesRankingLoss(Lookup()).compute_loss_from_embeddings([torch.ones(2, 8)], None)
+    with pytest.raises(ValueError, match="Expected at least 2 inputs, got 1"):
+        CachedMaskedMultipleNegativesRankingLoss(Lookup())(columns([1, 2]), None)
+
+
 def test_negative_margin_is_refused():
     with pytest.raises(ValueError, match=r"mask_margin=-0\.1"):
         MaskedMultipleNegativesRankingLoss(Lookup(), mask_margin=-0.1)
@@ -166,7 +193,7 @@ def test_hashes_leave_the_prompt_out():
     with_prompt = {
         "input_ids": torch.tensor([[7, 8, 1, 2]]),
         "attention_mask": torch.ones(1, 4),
-        "prompt_length": 2,
+        "prompt_mask": torch.tensor([[1, 1, 0, 0]]),
     }
     without = {"input_ids": torch.tensor([[1, 2]]), "attention_mask": torch.ones(1, 2)}
     assert torch.equal(text_hashes(with_prompt), text_hashes(without))

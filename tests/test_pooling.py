@@ -9,6 +9,11 @@ from lacos_st.pooling import LacosPooling
 MODES = ["weightedmean", "lasttoken", "mean", "max", "cls", "mean_sqrt_len_tokens"]
 
 
+def prompts_of(lengths, width):
+    """A mask of the first tokens of each row."""
+    return (torch.arange(width) < torch.tensor(lengths)[:, None]).long()
+
+
 def batch(lengths, width=None, seed=0):
     width = width or max(lengths)
     tokens = torch.randn(len(lengths), width, 4, generator=torch.Generator().manual_seed(seed))
@@ -34,14 +39,15 @@ def test_embeddings_are_fp32_whatever_the_tokens_are():
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(2, 6), st.integers(0, 1)), min_size=2, max_size=5),
+    st.lists(st.tuples(st.integers(3, 6), st.integers(0, 2)), min_size=2, max_size=5),
     st.sampled_from(["weightedmean", "lasttoken", "mean", "max"]),
 )
 def test_prompts_of_different_lengths_pool_as_each_text_alone(rows, mode):
     lengths, prompts = [length for length, _ in rows], [prompt for _, prompt in rows]
     features = batch(lengths)
     pooling = LacosPooling(4, mode, include_prompt=False)
-    together = pooling({**features, "prompt_length": torch.tensor(prompts)})["sentence_embedding"]
+    mask = prompts_of(prompts, max(lengths))
+    together = pooling({**features, "prompt_mask": mask, "prompt_length": min(prompts)})["sentence_embedding"]
     for row, (length, prompt) in enumerate(rows):
         alone = {
             "token_embeddings": features["token_embeddings"][row : row + 1, :length],
@@ -60,10 +66,11 @@ def test_packed_equals_padded(mode):
         "token_embeddings": padded["token_embeddings"][padded["attention_mask"].bool()][None],
         "cu_seq_lens_q": torch.tensor([0, 3, 8, 10]),
     }
-    prompts = torch.tensor([1, 0, 1])
+    prompts = prompts_of([1, 0, 1], 5)
     pooling = LacosPooling(4, mode, include_prompt=False)
-    a = pooling({**padded, "prompt_length": prompts})["sentence_embedding"]
-    b = pooling({**packed, "prompt_length": prompts})["sentence_embedding"]
+    real = padded["attention_mask"].bool()
+    a = pooling({**padded, "prompt_mask": prompts})["sentence_embedding"]
+    b = pooling({**packed, "prompt_mask": prompts[real][None]})["sentence_embedding"]
     torch.testing.assert_close(a, b)
 
 
@@ -71,6 +78,6 @@ def test_gradients_flow_through_grouped_rows():
     features = batch([3, 4])
     features["token_embeddings"].requires_grad_()
     pooling = LacosPooling(4, "mean", include_prompt=False)
-    pooling({**features, "prompt_length": torch.tensor([1, 2])})["sentence_embedding"].sum().backward()
+    pooling({**features, "prompt_mask": prompts_of([1, 2], 4)})["sentence_embedding"].sum().backward()
     touched = features["token_embeddings"].grad.abs().sum(-1) > 0
     assert touched.tolist() == [[False, True, True, False], [False, False, True, True]]

@@ -30,6 +30,15 @@ def test_template_is_what_the_tokenizer_does(template, tiny_bloom, tmp_path):
     assert stock.preprocess([CORPUS[0]])["input_ids"][0].tolist() == truncated
 
 
+def test_each_text_of_a_pair_gets_the_template(tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom, transformer_options={"template": PROMPT_EOL})
+    one, two = (model.preprocess([text])["input_ids"][0].tolist() for text in CORPUS[:2])
+    assert model.preprocess([CORPUS[:2]])["input_ids"][0].tolist() == one + two
+    model.save_pretrained(str(tmp_path / "model"))
+    stock = SentenceTransformer(str(tmp_path / "model"))
+    assert stock.preprocess([CORPUS[:2]])["input_ids"][0].tolist() == one + two
+
+
 def test_template_must_leave_room(tiny_bloom):
     with pytest.raises(LacosError, match="leaves no room"):
         LacosSentenceTransformer(tiny_bloom, transformer_options={"template": PROMPT_EOL, "max_seq_length": 5})

@@ -64,18 +64,6 @@ def test_packed_batches_are_taken_as_they_come(tiny_bloom):
     np.testing.assert_allclose(a, b, atol=0.05)
 
 
-@pytest.mark.parametrize("prompt", ["query: ", "query:", "q"])
-def test_prompt_length_counts_what_is_encoded(prompt, tiny_model):
-    texts = ["guitar", "", " dogs run", "1 2 3"]
-    features = tiny_model.preprocess(texts, prompt=prompt)
-    for row, text in enumerate(texts):
-        length = int(features["prompt_length"][row])
-        ids = features["input_ids"][row][features["attention_mask"][row].bool()]
-        head = tiny_model.tokenizer.decode(ids[:length])
-        assert prompt.startswith(head)
-        assert tiny_model.tokenizer.decode(ids[length:]).removesuffix("</s>").endswith(text)
-
-
 def test_another_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
     with pytest.raises(LacosError, match=r"'gpt2' model, and LACoS needs BLOOM. Supported are bigscience/bloom-560m"):

@@ -8,12 +8,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from lacos_st.lexical import LexicalSketch
 from transformers import AutoTokenizer, BloomConfig
 
 from lacos_st import LacosSentenceTransformer
 from lacos_st.artifact import SKETCH
 from lacos_st.embedded import ASSETS, pack
-from lacos_st.lexical import LexicalSketch
 
 KEEP = {"bos_token", "eos_token", "unk_token", "pad_token", "padding_side", "truncation_side", "model_max_length"}
 
