@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_DEFAULTS
 
 from lacos_st.errors import LacosError
 from lacos_st.texts import hash_texts, layout, prompt_lengths, prompt_mask
@@ -12,6 +13,12 @@ from lacos_st.texts import hash_texts, layout, prompt_lengths, prompt_mask
 
 class PreprocessingTransformer(Transformer):
     """ST's `Transformer` with a `preprocess` that tells more of a batch."""
+
+    template: str
+
+    def infer_modalities(self, model: Any, processor: Any) -> tuple[Any, str]:
+        """Of a plain checkpoint: texts, though its tokenizer may know chat messages. Those would have no template."""
+        return TRANSFORMER_TASK_DEFAULTS[self.transformer_task]
 
     def preprocess(self, inputs: Any, prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
         """As ST's, with `text_hash` and, behind a prompt, `prompt_mask` (see `texts.py`).
@@ -23,7 +30,7 @@ class PreprocessingTransformer(Transformer):
             LacosError: The prompt takes all of `max_seq_length`.
         """
         features = super().preprocess(inputs, prompt=prompt, **kwargs)
-        if "input_ids" not in features:
+        if features.get("modality") != "text":  # no inputs, or messages: ST counts no prompt there either
             return features
         sizes = layout(features).sizes
         if not sizes.all():  # without a template a text may be without any token
@@ -32,14 +39,18 @@ class PreprocessingTransformer(Transformer):
             sizes = layout(features).sizes
         features["text_hash"] = hash_texts(inputs)
         if prompt:
-            ids = self.tokenizer.backend_tokenizer.encode(prompt, add_special_tokens=False).ids
-            features["prompt_mask"] = prompt_mask(features, ids)
+            before, _, after = (self._ids(part) for part in self.template.partition("{text}"))
+            features["prompt_mask"] = prompt_mask(features, before + self._ids(prompt))
             lengths = prompt_lengths(features)
             room = kwargs.get("max_length") or self.max_seq_length
-            if ((sizes == room) & (lengths + self.tokenizer.num_special_tokens_to_add() == room)).any():
+            if ((sizes == room) & (lengths + len(after) == room)).any():
                 raise LacosError(
                     f"The prompt {prompt!r} takes all of the {room} tokens that are read (max_seq_length), and nothing "
                     "of a text is left. Shorten the prompt, or raise max_seq_length."
                 )
             features["prompt_length"] = int(lengths.min())
         return features
+
+    def _ids(self, text: str) -> list[int]:
+        encoding = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)  # padded as the last batch
+        return [token for token, real in zip(encoding.ids, encoding.attention_mask, strict=True) if real]

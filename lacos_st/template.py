@@ -14,6 +14,20 @@ from lacos_st.errors import LacosError
 END_TEMPLATE = "{text}</s>"
 
 
+def own_template(tokenizer: Any) -> str:
+    """Read off a tokenizer what it puts around every text.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+
+    Returns:
+        The template; "{text}" if it adds nothing.
+    """
+    ids, text = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(ids)) if ids[i : i + len(text)] == text)
+    return "{text}".join(tokenizer.decode(part) for part in (ids[:start], ids[start + len(text) :]))
+
+
 def apply_template(tokenizer: Any, template: str) -> None:
     """Let a tokenizer put a template around every text.
 

@@ -35,7 +35,7 @@ from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.preprocessing import PreprocessingTransformer
 from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
-from lacos_st.template import END_TEMPLATE, apply_template
+from lacos_st.template import END_TEMPLATE, apply_template, own_template
 
 Quantization = Literal["int8", "none"]
 
@@ -57,7 +57,7 @@ class LacosTransformer(PreprocessingTransformer):
         training_form: The same while training.
         template: Text put around every input, with `{text}` once, for example
             `'This sentence : "{text}" means in one word:"'` (PromptEOL, arXiv 2307.16645). Default: the end token
-            follows the text. A directory that was saved keeps its own.
+            follows the text. "": what the tokenizer adds by itself. A directory that was saved keeps its own.
         attention: What a token sees: "causal" as BLOOM was trained, "bidirectional" (both sides, BLOOM's bias; stock
             software reads it) or "symmetric" (both sides, a bias of `-|i - j|`). Default: as the checkpoint says.
         max_seq_length: Tokens kept of each input, template included. Default: 512 or the model's `seq_length`.
@@ -107,8 +107,8 @@ class LacosTransformer(PreprocessingTransformer):
         lies_somewhere = "path" in self.base or is_hub_name(self.base["name"])
         self._stored_rows: int | None = self.model.config.vocab_size if lies_somewhere else None
         stored = self.tokenizer.init_kwargs.get("lacos_template")
-        self.is_template_told = bool(template or stored or self.tokenizer("")["input_ids"])
-        self.template: str = template or stored or END_TEMPLATE
+        usual = END_TEMPLATE if template is None else own_template(self.tokenizer)
+        self.template: str = template or stored or usual
         apply_template(self.tokenizer, self.template)
         if max_seq_length is not None:
             self.max_seq_length = max_seq_length
@@ -252,11 +252,10 @@ class LacosTransformer(PreprocessingTransformer):
                 "of 1,024 for the embedded model). Encode stored texts anew before you compare them with new ones.",
                 stacklevel=2,
             )
+        if not record:  # saved by stock classes
+            record["template"] = ""
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
         loaded.frozen_modules = frozen
-        if not record and not loaded.is_template_told:  # saved by stock classes, which put nothing around a text
-            loaded.template = "{text}"
-            apply_template(loaded.tokenizer, loaded.template)
         return loaded
 
     # -- adapters ----------------------------------------------------------------------------------------------

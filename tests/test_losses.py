@@ -40,6 +40,9 @@ class Lookup(torch.nn.Module):
     def __getitem__(self, index):
         return self
 
+    def get_embedding_dimension(self):
+        return self.table.shape[1]
+
 
 def columns(*texts):
     return [
@@ -204,6 +207,23 @@ def test_hashes_do_not_collide():
     ids = torch.randint(0, 250880, (200_000, 3), generator=generator).unique(dim=0)
     hashes = text_hashes({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
     assert len(hashes.unique()) == len(ids)
+
+
+@pytest.mark.parametrize("margin", [None, 0.1])
+@pytest.mark.parametrize("kind", [MaskedMultipleNegativesRankingLoss, CachedMaskedMultipleNegativesRankingLoss])
+def test_matryoshka_masks_in_every_dimension(kind, margin):
+    features = columns([1, 1, 2, 3], [5, 6, 1, 5], [9, 10, 5, 1])
+    model, expected, gradient = Lookup(), 0.0, 0.0
+    for dimension, weight in ((8, 1.0), (3, 0.5)):
+        part = Lookup()
+        part.table = torch.nn.Parameter(model.table.detach()[:, :dimension])
+        value, slope = value_and_gradient(MaskedMultipleNegativesRankingLoss(part, mask_margin=margin), features)
+        expected += weight * value
+        gradient = gradient + weight * torch.nn.functional.pad(slope, (0, 8 - dimension))
+    loss = MatryoshkaLoss(model, kind(model, mask_margin=margin), matryoshka_dims=[8, 3], matryoshka_weights=[1, 0.5])
+    found = value_and_gradient(loss, features)
+    assert found[0] == pytest.approx(expected, abs=1e-5)
+    torch.testing.assert_close(found[1], gradient, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [MaskedMultipleNegativesRankingLoss, CachedMaskedMultipleNegativesRankingLoss])

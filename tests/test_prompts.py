@@ -140,6 +140,15 @@ def test_texts_that_are_read_alike_are_the_same_though_they_end_differently(mode
     assert MaskedMultipleNegativesRankingLoss(model)(features, None).item() == 0
 
 
+def test_padding_to_a_multiple_leaves_the_prompt_where_it_is(tiny_bloom):
+    transformer = LacosTransformer(
+        str(tiny_bloom), template="<s>{text}", processing_kwargs={"text": {"pad_to_multiple_of": 8}}
+    )
+    features = transformer.preprocess(["guitar", "", "music"], prompt=PROMPT)
+    assert features["input_ids"].shape[1] % 8 == 0
+    assert features["prompt_mask"].sum(1).tolist() == [6, 7, 6]  # the start and five tokens; a space behind them
+
+
 def test_a_prompt_that_takes_the_whole_length_is_refused(model):
     model.max_seq_length = 7
     assert np.isfinite(model.encode(["a man plays", "guitar"], prompt=PROMPT)).all()

@@ -1,8 +1,13 @@
 """The template stands around every text, in stock sentence-transformers as well."""
 
+import shutil
+
 import pytest
 from conftest import CORPUS
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from lacos_st.errors import LacosError
@@ -37,6 +42,39 @@ def test_each_text_of_a_pair_gets_the_template(tiny_bloom, tmp_path):
     model.save_pretrained(str(tmp_path / "model"))
     stock = SentenceTransformer(str(tmp_path / "model"))
     assert stock.preprocess([CORPUS[:2]])["input_ids"][0].tolist() == one + two
+
+
+@pytest.mark.parametrize("prompt", [None, "query: "])
+def test_a_model_of_stock_classes_keeps_what_its_tokenizer_adds(prompt, tiny_bloom, tmp_path):
+    stock = SentenceTransformer(modules=[Transformer(str(tiny_bloom)), Pooling(64)])
+    for name, single in (("nothing", "$A"), ("start", "<s> $A"), ("both", "<s> <s> $A </s>")):
+        pieces = [("<s>", 1), ("</s>", 2)]
+        stock.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=pieces)
+        stock.save_pretrained(str(tmp_path / name))
+        ours = LacosSentenceTransformer(tmp_path / name)
+        assert ours[0].template == single.replace(" ", "").replace("$A", "{text}")
+        for text in (CORPUS[0], "guitar"):
+            features = stock.preprocess([text], prompt=prompt)
+            assert ours.preprocess([text], prompt=prompt)["input_ids"].tolist() == features["input_ids"].tolist()
+    if prompt:  # what stands before a prompt counts with it, as in stock
+        marked = ours.preprocess(["guitar"], prompt="query:")
+        length = stock.preprocess(["guitar"], prompt="query:")["prompt_length"]
+        assert marked["prompt_length"] == int(marked["prompt_mask"].sum()) == length
+
+
+def test_the_template_of_a_plain_checkpoint_is_not_lost_to_a_chat_template(tiny_bloom, tmp_path):
+    shutil.copytree(tiny_bloom, tmp_path / "chat")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bloom)
+    tokenizer.chat_template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "chat")
+    ours = LacosSentenceTransformer(tmp_path / "chat")
+    assert ours.tokenizer.decode(ours.preprocess(["guitar"])["input_ids"][0]) == "guitar</s>"
+    stock = SentenceTransformer(modules=[Transformer(str(tmp_path / "chat")), Pooling(64)])  # formats chats
+    stock.save_pretrained(str(tmp_path / "stock"))
+    chats = ["guitar", [{"role": "user", "content": "music"}]]
+    for chat in chats:
+        ids = LacosSentenceTransformer(tmp_path / "stock").preprocess([chat], prompt="query: ")["input_ids"]
+        assert ids.tolist() == stock.preprocess([chat], prompt="query: ")["input_ids"].tolist()
 
 
 def test_template_must_leave_room(tiny_bloom):
