@@ -2,20 +2,17 @@
 
 import json
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-
-from lacos_st import embedded
-from lacos_st.bloom import LacosBloomModel
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import retrofit
+import tokenizer as recipe
+import torch
 from student import config, save
 
-HIDDEN = 32
+from lacos_st.bloom import LacosBloomModel
+
+HIDDEN, VOCABULARY = 32, 280
 
 
 @pytest.fixture
@@ -59,16 +56,16 @@ def test_rows_of_one_meaning_come_together_and_keep_their_length(rows, said):
 
 
 def test_a_checkpoint_is_retrofitted_but_for_what_english_uses_often(tmp_path, monkeypatch):
-    embedded.unpack("bloom-mini", tmp_path / "tokenizer")
+    recipe.build(["the guitar . the guitar", "ing ing"] * 9, VOCABULARY).save_pretrained(tmp_path / "tokenizer")
     torch.manual_seed(0)
-    model = LacosBloomModel(config(57344, HIDDEN, 1))
+    model = LacosBloomModel(config(VOCABULARY, HIDDEN, 1))
     save(model, tmp_path / "model", tmp_path / "tokenizer")
     tokenizer = retrofit.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     number = tokenizer.convert_tokens_to_ids
     random = np.random.default_rng(0)
-    said = random.standard_normal((57344, 8)).astype(np.float32)
-    np.savez(tmp_path / "token-said-57344.npz", vectors=said)
-    rarity = np.full((2, 57344), 9.5, np.float16)
+    said = random.standard_normal((VOCABULARY, 8)).astype(np.float32)
+    np.save(tmp_path / "token-said.npy", said)
+    rarity = np.full((2, VOCABULARY), 9.5, np.float16)
     rarity[1, number("Ġthe")] = 1.0
     np.savez(tmp_path / "rarity.npz", langs=np.array(["de", "en"]), rarity=rarity)
     arguments = ["retrofit.py", tmp_path / "model", tmp_path / "output", "--work-dir", tmp_path]
