@@ -12,7 +12,7 @@ from student import config, save
 
 from lacos_st.bloom import LacosBloomModel
 
-HIDDEN, VOCABULARY = 32, 280
+HIDDEN, VOCABULARY = 32, 400
 
 
 @pytest.fixture
@@ -56,7 +56,8 @@ def test_rows_of_one_meaning_come_together_and_keep_their_length(rows, said):
 
 
 def test_a_checkpoint_is_retrofitted_but_for_what_english_uses_often(tmp_path, monkeypatch):
-    recipe.build(["the guitar . the guitar", "ing ing"] * 9, VOCABULARY).save_pretrained(tmp_path / "tokenizer")
+    words = " ".join(f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmn")
+    recipe.build([f"the guitar . {words}"] * 9, VOCABULARY).save_pretrained(tmp_path / "tokenizer")
     torch.manual_seed(0)
     model = LacosBloomModel(config(VOCABULARY, HIDDEN, 1))
     save(model, tmp_path / "model", tmp_path / "tokenizer")
@@ -74,7 +75,7 @@ def test_a_checkpoint_is_retrofitted_but_for_what_english_uses_often(tmp_path, m
     old, new = (LacosBloomModel.from_pretrained(tmp_path / name).state_dict() for name in ("model", "output"))
     moved = (old["word_embeddings.weight"] != new["word_embeddings.weight"]).any(1)
     assert moved[number("Ġguitar")]
-    assert not moved[[number(token) for token in ("Ġthe", "Ġ.", "ing", "</s>")]].any()
+    assert not moved[[number(token) for token in ("Ġthe", "Ġ.", "ar", "</s>")]].any()
     assert torch.equal(old["word_embeddings.weight"][:, -2:], new["word_embeddings.weight"][:, -2:])
     assert all(torch.equal(old[key], new[key]) for key in old if key != "word_embeddings.weight")
     assert (tmp_path / "output/1_Dense").is_dir()
