@@ -213,6 +213,28 @@ def build_arguments(
     )
 
 
+def memory_options(config: LacosConfig, training: bool = True) -> dict[str, Any]:
+    """What `memory.predict` has to know of a recipe, beside base, batch and device.
+
+    Args:
+        config: The recipe.
+        training: Of training, or of encoding.
+
+    Returns:
+        Its keyword arguments, every text as long as the recipe allows.
+    """
+    return {
+        "length": config.max_seq_length or TRAINING_LENGTH,
+        "rank": config.lora_rank or PLAIN_RANK,  # the larger default: there is no model yet to say which it is
+        "targets": tuple(config.lora_targets),
+        "dropout": config.lora_dropout,
+        "optimizer": config.optimizer,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "quantization": config.quantization,
+        "compute_form": config.training_form if training else config.compute_form,
+    }
+
+
 def _autocasts(config: LacosConfig, model: LacosSentenceTransformer) -> bool:
     """Whether bf16 autocast pays: an 8-bit model computes in bf16 already, or full precision is faster with it."""
     if config.quantization == "int8":

@@ -7,6 +7,7 @@ stderr and exit code 2; Ctrl-C is 130. Anything else is a bug and keeps its trac
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import sys
@@ -14,8 +15,9 @@ import types
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
@@ -31,6 +33,44 @@ _EPILOG = """examples:
 
 
 _PATHS = {"base", "config", "data_dir", "directory", "input", "model", "models", "output", "results", "train"}
+
+
+class _Command(argparse.ArgumentParser):
+    """The parser of one command: no abbreviations, and an unknown option is told which known ones are near."""
+
+    def __init__(self, **options: Any) -> None:
+        self.flags: list[str] = []
+        super().__init__(allow_abbrev=False, **options)
+
+    def add_argument(self, *names: Any, **options: Any) -> argparse.Action:
+        action = super().add_argument(*names, **options)
+        self.flags += action.option_strings
+        return action
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        # before argparse, which would first ask for what a misspelt option should have given
+        for token in itertools.takewhile(lambda token: token != "--", args):
+            name = token.partition("=")[0]
+            if name.startswith("--") and " " not in name and name not in self.flags:
+                self.error(f"there is no option {name}.{self._near(name)}")
+        namespace, rest = super().parse_known_args(args, namespace)
+        if rest:
+            self.error(f"unrecognized arguments: {' '.join(rest)}.")
+        return namespace, rest
+
+    def _near(self, name: str) -> str:
+        plain = name.replace("_", "-").lower()
+        near = [f for f in self.flags if f.startswith(plain) or _initials(f) == plain.strip("-")]
+        near = near[:3] or get_close_matches(plain, self.flags, 1)
+        return f" Did you mean {' or '.join(near)}?" if near else ""
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith(("?", ".")) else "."
+        self.exit(2, f"{self.prog}: error: {message}{end} All options: {self.prog} --help\n")
+
+
+def _initials(flag: str) -> str:
+    return "".join(word[:1] for word in flag.strip("-").split("-"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     from lacos_st import __version__
 
     parser.add_argument("--version", action="version", version=f"lacos-st {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
     def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
         command = commands.add_parser(
@@ -146,19 +186,24 @@ def _parser() -> argparse.ArgumentParser:
     overlap.add_argument("--data-dir", help="evaluation files; default: the embedded STS sample")
 
     memory = add("memory", _memory, "predict the peak memory of a run, before it runs")
-    memory.add_argument("base", help="a BLOOM checkpoint, for example bigscience/bloom-7b1; nothing is downloaded")
-    memory.set_defaults(training=True)
-    memory.add_argument("--encode", dest="training", action="store_const", const=False, default=argparse.SUPPRESS,
-                        help="encoding instead of training")  # fmt: skip
-    memory.add_argument("--batch-size", type=int, default=64, help="rows in a batch")
-    memory.add_argument("--length", type=int, default=32, help="mean tokens of a text")
-    memory.add_argument("--texts", type=int, default=2, help="texts in a row: 2 for pairs, 3 for triplets")
-    memory.add_argument("--rank", type=int, default=16, help="LoRA's rank")
-    memory.add_argument("--targets", nargs="+", default=["query_key_value"], help="layers with an adapter")
-    memory.add_argument("--optimizer", default="adamw_8bit", choices=["adamw_8bit", "paged_adamw_8bit", "adamw_torch"])
-    memory.add_argument("--gradient-checkpointing", action="store_true", help="recompute activations")
-    memory.add_argument("--quantization", default="int8", choices=["int8", "none"])
-    memory.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where it would run")
+    memory.argument_default = argparse.SUPPRESS  # what is not given is the recipe's, else `predict`'s own
+    memory.add_argument(
+        "base", nargs="?", help="a BLOOM checkpoint, for example bigscience/bloom-7b1; no weights are downloaded"
+    )
+    memory.add_argument("--config", metavar="RECIPE.yaml", help="a recipe of `train`; base and options win over it")
+    memory.add_argument("--encode", dest="training", action="store_const", const=False, help="encoding, not training")
+    memory.add_argument("--batch-size", type=int, help="rows in a batch (default: 64)")
+    memory.add_argument("--length", type=int, help="mean tokens of a text (default: 32; of a recipe: all it allows)")
+    memory.add_argument("--texts", type=int, help="texts in a row: 2 for pairs, 3 for triplets (default: 2)")
+    memory.add_argument("--rank", type=int, help="LoRA's rank (default: 16)")
+    memory.add_argument("--targets", nargs="+", help="layers with an adapter (default: query_key_value)")
+    optimizers = ["adamw_8bit", "paged_adamw_8bit", "adamw_torch"]
+    memory.add_argument("--optimizer", choices=optimizers, help="default: adamw_8bit")
+    memory.add_argument(
+        "--gradient-checkpointing", action=argparse.BooleanOptionalAction, help="recompute activations (default: no)"
+    )
+    memory.add_argument("--quantization", choices=["int8", "none"], help="default: int8")
+    memory.add_argument("--device", choices=["cpu", "cuda"], help="where it would run (default: cpu)")
 
     merge = add("merge", _merge, "fold the adapter into the base (in float, then 8 bits again)")
     merge.add_argument("model")
@@ -265,14 +310,20 @@ def _check_overlap(arguments: argparse.Namespace) -> None:
 
 
 def _memory(arguments: argparse.Namespace) -> None:
+    from lacos_st.assembly import memory_options
     from lacos_st.memory import base_config, predict
 
-    names = (
-        "training", "batch_size", "length", "texts", "rank", "optimizer", "gradient_checkpointing", "quantization",
-        "device",
-    )  # fmt: skip
-    options = {name: getattr(arguments, name) for name in names}
-    print(predict(base_config(arguments.base), targets=tuple(arguments.targets), **options).table())
+    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}
+    base, file, revision = given.pop("base", None), given.pop("config", None), None
+    options: dict[str, Any] = {}
+    if file is not None:
+        recipe = LacosConfig.from_yaml(file)
+        options = memory_options(recipe, given.get("training", True))
+        options["batch_size"] = recipe.mini_batch_size or recipe.batch_size
+        base, revision = (recipe.base, recipe.revision) if base is None else (base, None)
+    elif base is None:
+        raise LacosError("Name a base, such as bigscience/bloom-560m, or a recipe: --config RECIPE.yaml.")
+    print(predict(base_config(base, revision), **options | given).table())
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lacos_st.errors import listed, shortened, shown
+from lacos_st.errors import listed, shown
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -139,7 +139,8 @@ class Layout:
         try:
             score = float(FLAGS.get(value.strip().lower(), value) if isinstance(value, str) else value)
         except (TypeError, ValueError):
-            raise BadRow(f"the score {shown(value)} in column {shown(self.extra)} is no number") from None
+            hint = " (write 4.5 with a point)" if re.fullmatch(r"\s*[+-]?\d+,\d+\s*", str(value)) else ""
+            raise BadRow(f"the score {shown(value)} in column {shown(self.extra)} is no number{hint}") from None
         if score != score:
             raise BadRow(f"the score in column {shown(self.extra)} is NaN")
         return score
@@ -148,10 +149,14 @@ class Layout:
 def override(columns: Sequence[str] | Mapping[str, str]) -> str:
     """Return how a user says which columns to read, in Python and on the command line."""
     if isinstance(columns, Mapping):
-        roles = {role: shortened(name) for role, name in columns.items()}
+        roles = {role: _cut(name) for role, name in columns.items()}
         return f"columns={roles} (--columns {shlex.join(f'{role}={name}' for role, name in roles.items())})"
-    names = list(map(shortened, columns))
+    names = [_cut(name) for name in columns]
     return f"columns={names} (--columns {shlex.join(names)})"
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def nli_label(value: Any) -> int | None:

@@ -20,8 +20,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from lacos_st.errors import LacosError, listed, shown
-from lacos_st.languages import script_codes, sts_tasks
+from lacos_st.errors import LacosError
+from lacos_st.languages import script_codes, sts_tasks, two_letters
 from lacos_st.readers import DataError, open_file
 
 SLICE_PAIRS = 16_384
@@ -50,6 +50,7 @@ WHOLE = {("sick", "en"): ("SICK-R", ("train", "trial", "test"))}
 
 DEV = ("dev", "validation", "val", "trial")
 
+_NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[\w-]+)\.(?P<split>[\w-]+)\.jsonl(\.gz)?")
 
@@ -118,6 +119,23 @@ def official_names(file: LocalFile) -> list[tuple[str, str]]:
     return [(task.metadata.name, "default")] if own == set(task.metadata.languages) else []
 
 
+def meanings(dataset: str) -> dict[str, list[str]]:
+    """The MTEB tasks that a data set's name alone could stand for, with their languages.
+
+    >>> sorted(meanings("STSB"))
+    ['RonSTS', 'STSB', 'STSBenchmark', 'STSBenchmarkMultilingualSTS']
+    """
+    found: dict[str, list[str]] = {}
+    whole = {key: [(task, "default")] for key, (task, _) in WHOLE.items()}
+    for (name, language), tasks in sorted({**_ALIASES, **whole}.items()):
+        for task, _ in tasks if name == dataset.lower() else ():
+            found.setdefault(task, []).append(language)
+    own = sts_tasks().get(dataset.lower())
+    if found and own is not None:
+        found[own.metadata.name] = [two_letters(code) for code in own.metadata.languages]
+    return found
+
+
 def mteb_split(name: str, split: str) -> str:
     """MTEB's name for a file's split, or '' where MTEB has none."""
     known = _statistics(name)
@@ -177,13 +195,14 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
             empty = [n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()]
             broken = [n for n in _SCHEMA.names[:2] if n not in empty and _SURROGATE.search(values[n])]
             if needed:
-                problem = f"no column {', '.join(needed)}; this row has {listed(list(values)) or 'none'}."
+                problem = f"no column {', '.join(needed)}; this row has {', '.join(values) or 'none'}."
             elif empty:
-                problem = f"{empty[0]} must be a sentence, not {shown(values[empty[0]])}."
+                problem = f"{empty[0]} must be a sentence, not {values[empty[0]]!r}."
             elif broken:
                 problem = f"{broken[0]} contains half a surrogate pair, which is no character."
             elif not number:
-                problem = f"score must be a finite number, not {shown(score)}."
+                hint = " (write 4.5 without quotes and with a point)" if _NUMBER.fullmatch(str(score)) else ""
+                problem = f"score must be a finite number, not {repr(score)[:40]}{hint}."
             else:
                 yield first, second, float(score)
                 continue

@@ -5,11 +5,14 @@ from __future__ import annotations
 from difflib import get_close_matches
 from pathlib import Path
 
+from huggingface_hub import hf_hub_download
 from transformers import AutoConfig
 
 from lacos_st.artifact import RECORD
 from lacos_st.embedded import EMBEDDED, embedded_directory
 from lacos_st.errors import LacosError
+
+_MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
 
 
 def resolve(name: str) -> str:
@@ -26,7 +29,7 @@ def resolve(name: str) -> str:
     """
     path = Path(name)
     if path.is_dir():
-        if not any((path / file).is_file() for file in ("modules.json", "config.json", "adapter_config.json")):
+        if not any((path / file).is_file() for file in _MODEL_FILES):
             raise LacosError(
                 f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "
                 "Remove it, or give another name."
@@ -50,6 +53,36 @@ def resolve(name: str) -> str:
             + (f" Did you mean {near[0]!r}?" if near else "")
         )
     return name
+
+
+def find(name: str, revision: str | None = None) -> str:
+    """Resolve a name, and look whether there is such a model on the Hub or in its cache; fetches a small file at most.
+
+    Args:
+        name: As for `resolve`.
+        revision: Of a name on the Hub.
+
+    Returns:
+        As `resolve`.
+
+    Raises:
+        LacosError: As `resolve`, or no such model can be had.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        return source
+    reasons = []
+    for file in _MODEL_FILES:
+        try:
+            hf_hub_download(source, file, revision=revision)
+            return source
+        except (OSError, ValueError) as error:
+            reasons.append(error)
+    why = str(reasons[0]).strip().splitlines()[0]
+    raise LacosError(
+        f"There is no directory {name!r}, and the Hub gives no model of that name ({why}). Check the spelling, and "
+        "that there is a network and HF_HUB_OFFLINE is unset."
+    ) from reasons[0]
 
 
 def is_bloom(name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Callbacks around the Trainer: a progress bar that says what matters, and Ctrl-C that loses nothing."""
+"""Callbacks around the Trainer: progress that says what matters, also why it stops, and Ctrl-C that loses nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sentence_transformers import SentenceTransformerTrainer
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 
 class Progress(TrainerCallback):
@@ -44,6 +44,20 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping, which says that it stops."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+        super().on_evaluate(args, state, control, metrics, **kwargs)
+        if control.should_training_stop and state.global_step < state.max_steps:
+            from tqdm.auto import tqdm
+
+            tqdm.write(
+                f"step {state.global_step} of {state.max_steps}: stopped early, as {self.early_stopping_patience} "
+                f"evaluation(s) were no better than step {state.best_global_step}"
+            )
 
 
 class _StopAndSave(TrainerCallback):

@@ -34,6 +34,7 @@ from torch.nn import functional
 from lacos_st import kernels
 from lacos_st.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
+from lacos_st.quiet import without
 
 ComputeForm = Literal["w8a8", "w8a16", "bnb"]
 
@@ -267,7 +268,8 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
             state = copy.copy(self.state)  # its backward pass reads the bytes from a state that stays
             state.CB, state.SCB, state.is_training = weight, absmax, self.training
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return bnb.matmul(x, self.weight, bias=bias, state=state)
+            with without("bitsandbytes.autograd._functions", "inputs will be cast"):  # a line a layer a batch
+                return bnb.matmul(x, self.weight, bias=bias, state=state)
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         flat = x.reshape(-1, x.shape[-1])

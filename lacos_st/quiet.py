@@ -1,6 +1,8 @@
-"""Messages of host libraries that are untrue here, left out."""
+"""Messages of host libraries that are untrue here, or of no use, left out."""
 
 import logging
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,3 +24,15 @@ def without(logger: str, phrase: str) -> Iterator[None]:
         yield
     finally:
         logging.getLogger(logger).removeFilter(keep)
+
+
+@contextmanager
+def without_warning(phrase: str) -> Iterator[None]:
+    """Leave out warnings with a phrase in them; not for code that runs in several threads.
+
+    Args:
+        phrase: Part of the message.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", f".*{re.escape(phrase)}")
+        yield

@@ -179,7 +179,7 @@ def _bar(value: Mean, lexical: Mean | None, position: int) -> str:
     low, high = (_clip(end) for end in value.interval)
     tick = "" if lexical is None else f"<div class=mark style='left:calc({_clip(lexical.score):.2f}% - 1.5px)'></div>"
     return (
-        f"<div class=track title='95 % interval {value.interval[0]:.1f} to {value.interval[1]:.1f}'>"
+        f"<div class=track title='95 % interval {value.interval[0]:.2f} to {value.interval[1]:.2f}'>"
         f"<div class=fill style='width:{_clip(value.score):.2f}%;background:{_colour(position)}'></div>"
         f"<div class=whisker style='left:{low:.2f}%;width:{high - low:.2f}%'></div>{tick}</div>"
         f"<div class=value>{figure(value.score)}</div>"
@@ -206,7 +206,7 @@ def _sets(evaluation: Evaluation) -> str:
                 cells.append("<td data-value=''>–</td>")
                 continue
             low, high = result.interval
-            span = "" if column == LEXICAL or math.isnan(low) else f" <small>{low:.1f}–{high:.1f}</small>"
+            span = "" if column == LEXICAL or math.isnan(low) else f" <small>{low:.2f} to {high:.2f}</small>"
             cells.append(_cell(figure(result.score) + span, result.score))
         seconds = sum(by[c][name].seconds for c in evaluation.models if name in by[c])
         cells.append(f"<td>{escape(' '.join(present[0].languages))}</td>")
@@ -233,12 +233,15 @@ def _comparisons(evaluation: Evaluation) -> str:
         scores = {name: r.score for name, r in evaluation.of(first).items()}
         scores |= {f"mean: {m.group}": m.score for m in evaluation.means(first)}
         rows = "".join(_comparison_row(name, scores[name], d) for name, d in found.items())
-        heads = ("set or mean", first, other, "difference", "95 % interval", "p")
-        head = "".join(f"<th>{_breakable(h)}</th>" for h in heads)
+        names = "".join(
+            f"<th>{_key(evaluation.models.index(m), m)}<span class=wide>{_breakable(m)}</span></th>"
+            for m in (first, other)
+        )
         parts.append(
-            f"<h2>{escape(other)} less {escape(first)}</h2><p class=soft>Paired bootstrap on the same pairs; green and "
-            "red: the interval leaves out zero.</p>"
-            f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+            f"<h2>{escape(other)} less {escape(first)}</h2><p class=soft>Paired bootstrap on the same pairs, with 95 % "
+            "intervals; green and red: the interval leaves out zero.</p><div class=scroll><table class=comparison>"
+            f"<thead><tr><th>set or mean</th>{names}<th>difference</th><th>p</th></tr></thead>"
+            f"<tbody>{rows}</tbody></table></div>"
         )
     return "".join(parts)
 
@@ -248,8 +251,8 @@ def _comparison_row(name: str, first: float, found: Difference) -> str:
     cells = [
         f"<td>{_breakable(name)}</td>",
         f"<td>{figure(first)}</td><td>{figure(first + found.delta)}</td>",
-        f"<td class='{kind}'>{found.delta:+.2f}</td>",
-        f"<td>{found.low:+.1f} to {found.high:+.1f}</td><td>{found.p:.3f}</td>",
+        f"<td><span class='{kind}'>{found.delta:+.2f}</span> <small>{found.low:+.2f} to {found.high:+.2f}</small></td>",
+        f"<td>{found.p:.3f}</td>",
     ]
     row = " class=mean" if name.startswith("mean: ") else ""
     return f"<tr{row}>{''.join(cells)}</tr>"

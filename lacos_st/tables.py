@@ -216,7 +216,7 @@ def with_interval(result: SetResult) -> str:
 
 
 def _range(ends: tuple[float, float]) -> str:
-    return "" if math.isnan(ends[0]) else f"[{ends[0]:.1f}, {ends[1]:.1f}]"
+    return "" if math.isnan(ends[0]) else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
 
 
 def _pad(cell: str, width: int, position: int) -> str:

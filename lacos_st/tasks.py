@@ -34,6 +34,7 @@ from lacos_st.local_sets import (
     content,
     is_official,
     is_reported,
+    meanings,
     mteb_split,
     official_names,
     read_tables,
@@ -187,6 +188,8 @@ def plan(
             same = {member.lower(), OWN + member.lower()}
             found = {key: task for key, task in local.items() if key[0].lower() in same}
             if not found:
+                if name not in _GROUPS:
+                    _ask_which(name, languages)
                 online = _online(member, local, split)
                 online.from_group = name in _GROUPS
                 found = {(member, ""): online}
@@ -241,6 +244,16 @@ def _online(name: str, local: dict[tuple[str, str], Task], split: str) -> Task:
     if split == "dev":
         return Task(name, split=dev[0] if dev and "test" in task.metadata.eval_splits else "validation")
     return Task(name, split="test" if "test" in task.metadata.eval_splits else "")
+
+
+def _ask_which(name: str, languages: Sequence[str] | None) -> None:
+    """Refuse a name under which several data sets go, unless the languages say which: MTEB's `STSB` is Chinese."""
+    meant = meanings(name)
+    own = next((codes for task, codes in meant.items() if task.lower() == name.lower()), None)
+    if len(meant) > 1 and not (own and languages and set(own) <= {code.lower() for code in languages}):
+        which = ", ".join(f"{task} ({' '.join(codes)})" for task, codes in meant.items())
+        chosen = f" For {name} itself add --languages {' '.join(own)}." if own else ""
+        raise LacosError(f"{name!r} could be {which}. Which? Name it.{chosen}")
 
 
 def _keep_languages(task: Task, languages: Sequence[str] | None) -> bool:

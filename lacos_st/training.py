@@ -20,6 +20,8 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,19 +29,18 @@ import psutil
 import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
-from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, TrainerCallback, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.allocator import give_memory_back
 from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
-    PLAIN_RANK,
-    TRAINING_LENGTH,
     adapter_settings,
     build_arguments,
     build_data,
     build_loss,
     build_model,
+    memory_options,
 )
 from lacos_st.checkpoints import go_on, is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
@@ -47,7 +48,8 @@ from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
 from lacos_st.memory import auto_batch_size, base_config
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.progress import Progress, checkpoint_on_interrupt
+from lacos_st.names import find
+from lacos_st.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -87,12 +89,13 @@ def train(
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LacosError(f"The output {config.output!r} cannot be made: {error.strerror}. Choose another.") from error
-    with locked(run):
+    with locked(run), _gone_if_nothing_came(run):
         if is_finished(config, output, run):  # it was killed just before its last step
             shutil.rmtree(run)
             model = LacosSentenceTransformer(output)
             model.training_record = json.loads((output / "training.json").read_text(encoding="utf-8"))
             return model
+        find(config.base, config.revision)
         checkpoint = prepare(config, output, run)
         data = build_data(config)
         checkpoint = go_on(config, data, run, checkpoint)
@@ -125,6 +128,18 @@ def train(
             shutil.rmtree(finished)
         shutil.rmtree(run)
     return model
+
+
+@contextmanager
+def _gone_if_nothing_came(run: Path) -> Iterator[None]:
+    """Take a new run's directory away again after a mistake that came before its first checkpoint."""
+    begun = run.exists()
+    try:
+        yield
+    except LacosError:
+        if not begun and latest_checkpoint(run / "checkpoints") is None:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
 
 
 def _check_reports(names: list[str]) -> None:
@@ -170,7 +185,7 @@ def _fit(
     if trainer.pop_callback(ProgressCallback) is not None:
         trainer.add_callback(Progress(rows))
     if config.early_stopping_patience is not None:
-        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+        trainer.add_callback(EarlyStopping(config.early_stopping_patience))
     before = sts_sample(model)
     model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
@@ -217,15 +232,8 @@ def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
         base_config(config.base, config.revision),
         largest=config.batch_size,
         device="cuda" if torch.cuda.is_available() else "cpu",
-        length=config.max_seq_length or TRAINING_LENGTH,
         texts=max(map(len, data.column_names.values())),
-        rank=config.lora_rank or PLAIN_RANK,  # the larger default: there is no model yet to say which it is
-        targets=tuple(config.lora_targets),
-        dropout=config.lora_dropout,
-        optimizer=config.optimizer,
-        gradient_checkpointing=config.gradient_checkpointing,
-        quantization=config.quantization,
-        compute_form=config.training_form,
+        **memory_options(config),
     )
     return None if rows == config.batch_size else rows
 

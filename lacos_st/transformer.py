@@ -35,6 +35,7 @@ from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.preprocessing import PreprocessingTransformer
 from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
+from lacos_st.quiet import without_warning
 from lacos_st.template import END_TEMPLATE, apply_template, own_template
 
 Quantization = Literal["int8", "none"]
@@ -363,7 +364,8 @@ class LacosTransformer(PreprocessingTransformer):
         base = self.base["name"] if self.save_base else self.base.get("path") or self.base["name"]
         for position, name in enumerate(names):
             folder = root / "adapter" if self.save_base else root
-            config, state = self.model.peft_config[name], self.model.get_adapter_state_dict(name)
+            with without_warning("that the vocabulary was not modified"):
+                config, state = self.model.peft_config[name], self.model.get_adapter_state_dict(name)
             write_adapter(folder if position == 0 else folder / name, config, state, base, self.base["revision"])
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)

@@ -77,7 +77,9 @@ def test_the_page_says_what_was_found(report, evaluation):
     assert "English, mean of 1" in page
     assert "other languages, mean of 1" in page
     assert "<h2>after@01234567 less before@01234567</h2>" in page
-    assert "<th>before@01234567</th><th>after@01234567</th><th>difference</th>" in page
+    heads = re.search(r"<table class=comparison><thead>(.*?)</thead>", page)[1]
+    shown = ["set or mean", "before@01234567", "after@01234567", "difference", "p"]
+    assert re.findall(r">([^<>]+)<", heads) == shown
     assert "Beside published results: STS17" in page
 
 
@@ -138,12 +140,30 @@ def browse(page: Path, fragment: str = "", width: int = 1280) -> str:
     done = subprocess.run(
         [
             CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000",
-            "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=4000", "--dump-dom",
-            f"--user-data-dir={page.parent / 'profile'}", f"{page.as_uri()}{fragment}",
+            "--host-resolver-rules=MAP * ~NOTFOUND", "--allow-file-access-from-files",
+            "--virtual-time-budget=4000", "--dump-dom", f"--user-data-dir={page.parent / 'profile'}",
+            f"{page.as_uri()}{fragment}",
         ],
         capture_output=True, text=True, timeout=240, check=True,
     )  # fmt: skip
     return done.stdout
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_comparison_of_long_names_fits_a_phone(tmp_path):
+    names = ["lacos-bloom", "paraphrase-multilingual-MiniLM-L12-v2"]
+    sets = [*SETS, ("STSBenchmarkMultilingualSTS", "es", ("es",))]
+    found = [result for i, name in enumerate(names) for result in make(name, 0.5 - 0.4 * i, sets)]
+    write_report(Evaluation.of_sets(found), tmp_path / "r.html")
+    # a window is 500 wide at least: a frame is as narrow as a phone
+    (tmp_path / "phone.html").write_text(
+        """<iframe src="r.html" style="width: 390px; height: 900px; border: 0"></iframe><p></p><script>onload = () => {
+        const box = frames[0].document.querySelector(".comparison").parentElement;
+        document.querySelector("p").textContent = box.scrollWidth + " in " + box.clientWidth; }</script>"""
+    )
+    wide, room = map(int, re.search(r"<p>(\d+) in (\d+)</p>", browse(tmp_path / "phone.html")).groups())
+    assert 300 < room < 390
+    assert wide <= room
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
