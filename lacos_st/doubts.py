@@ -182,7 +182,7 @@ def _check_header(table: Table, layout: Layout, rows: Sequence[Row]) -> None:
 
 def _how_to_read(table: Table, layout: Layout, name: str, values: Sequence[Any]) -> str:
     """What to write for each meaning that the values can have."""
-    if layout.kind != "nli" and (layout.kind != "tuple" or len(layout.texts) != 2):
+    if len(layout.texts) != 2:
         return "It would not be read."
     first, second = layout.texts
     ways = []
