@@ -10,9 +10,10 @@ from dataclasses import fields
 
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from transformers import PreTrainedModel
 
 from lacos_st.errors import LacosError
+from lacos_st.quantization import fold_lora_
 
 LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 
@@ -25,19 +26,6 @@ _FREE = {
     "runtime_config",
 }  # fmt: skip
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of `init_lora_weights`: the base stays as it is
-
-
-def new_lora(
-    rank: int, alpha: int, dropout: float, targets: tuple[str, ...], name: str, taken: list[str]
-) -> LoraConfig:
-    """The configuration of a new adapter; see `LacosTransformer.add_lora`."""
-    unknown = sorted(set(targets) - set(LORA_TARGETS))
-    if unknown or not targets:
-        raise LacosError(f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}.")
-    if name in taken or "." in name:
-        why = "has a dot" if "." in name else "exists already"
-        raise LacosError(f"An adapter's name {name!r} {why}: choose another name.")
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
 
 
 def check_plain_lora(config: PeftConfig, name: str) -> None:
@@ -73,8 +61,81 @@ def changes_base(config: PeftConfig) -> bool:
     return isinstance(start, str) and (start == "olora" or start.startswith("pissa"))
 
 
-def set_trainable_(model: nn.Module, name: str) -> None:
-    """Let an adapter train; a loaded one is frozen."""
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.set_adapter(name)
+class WithAdapters:
+    """What a `LacosTransformer` does with its adapters."""
+
+    model: PreTrainedModel
+    base: dict[str, str | None]
+    save_base: bool
+    _stored_rows: int | None
+
+    @property
+    def adapter_names(self) -> list[str]:
+        """Names of the adapters, the active one first; empty without adapters."""
+        if not getattr(self.model, "_hf_peft_config_loaded", False):
+            return []
+        active = self.model.active_adapters()
+        return [*active, *(name for name in self.model.peft_config if name not in active)]
+
+    def add_lora(
+        self,
+        rank: int = 16,
+        alpha: int = 32,
+        dropout: float = 0.05,
+        targets: tuple[str, ...] = ("query_key_value",),
+        name: str = "default",
+    ) -> None:
+        """Add a trainable LoRA adapter to the frozen base.
+
+        Args:
+            rank: Inner dimension r of the update B A.
+            alpha: The update is scaled by alpha / rank.
+            dropout: Dropout on the adapter's input while training; above 0 it is also what tells two copies of an
+                unlabelled sentence apart.
+            targets: Linear layers to adapt, of "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h".
+            name: The adapter's name.
+
+        Raises:
+            LacosError: A target that BLOOM does not have, or a name in use or with a dot.
+        """
+        unknown = sorted(set(targets) - set(LORA_TARGETS))
+        if unknown or not targets:
+            raise LacosError(
+                f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
+            )
+        if name in self.adapter_names or "." in name:
+            why = "has a dot" if "." in name else "exists already"
+            raise LacosError(f"An adapter's name {name!r} {why}: choose another name.")
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
+        self.model.add_adapter(config, name)
+
+    def set_trainable(self) -> None:
+        """Let the active adapter train (a loaded adapter is frozen).
+
+        Raises:
+            LacosError: There is no adapter.
+        """
+        if not self.adapter_names:
+            raise LacosError("This model has no adapter to train: call add_lora() first.")
+        active = self.adapter_names[0]
+        for module in self.model.modules():
+            if isinstance(module, LoraLayer):
+                module.set_adapter(active)
+        self.model.peft_config[active].inference_mode = False
+
+    def merge_adapter(self) -> None:
+        """Fold the active adapter into the base: in float, then quantised again row by row, never added to int8.
+
+        Raises:
+            LacosError: There is no adapter, more than one, or one that is no plain LoRA.
+        """
+        if len(self.adapter_names) != 1:
+            advice = ": delete_adapter() the others first." if self.adapter_names else "."
+            raise LacosError(f"Merging takes one adapter, and this model has {self.adapter_names or 'none'}{advice}")
+        name = self.adapter_names[0]
+        check_plain_lora(self.model.peft_config[name], name)
+        fold_lora_(self.model, name)
+        del self.model.peft_config
+        self.model._hf_peft_config_loaded = False
+        self.base = {"name": "merged", "revision": None}
+        self.save_base, self._stored_rows = True, None

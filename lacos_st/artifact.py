@@ -70,7 +70,9 @@ def write_adapter(
     config.base_model_name_or_path = base
     config.revision = revision
     config.save_pretrained(str(folder))
-    tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+    tensors = {
+        f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items() if is_trained(key)
+    }
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 

@@ -24,6 +24,7 @@ from transformers.models.bloom.modeling_bloom import BloomBlock
 
 from lacos_st import kernels
 from lacos_st.attention import Mode, attend, attend_by_kernel
+from lacos_st.embedding_table import floating_table
 from lacos_st.errors import LacosError
 from lacos_st.packing import Layout, plan
 from lacos_st.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
@@ -210,6 +211,13 @@ class LacosBloomModel(BloomModel):
         if return_dict is False or (return_dict is None and not self.config.return_dict):
             return (last,) if all_states is None else (last, all_states)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, hidden_states=all_states)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> torch.nn.Module:
+        """As transformers'; an 8-bit table stays one, and the rows that it keeps keep their bytes."""
+        with floating_table(self):
+            super().resize_token_embeddings(*args, **kwargs)
+        table: torch.nn.Module = self.get_input_embeddings()
+        return table
 
 
 def attention_mode(config: PretrainedConfig) -> Mode:

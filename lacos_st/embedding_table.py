@@ -5,11 +5,15 @@ floating one, and quantising that again gives back the same bytes (`quantize_tab
 identity, and saving never drifts.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
+
+from lacos_st.errors import LacosError
 
 # Rows whose largest entry is below this are stored as zeros: fp16 could not carry them through a saved file
 # exactly.
@@ -67,6 +71,16 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         # tensor is lost on the way to another process.
         self.register_buffer("weight", rows)
         self.register_buffer("absmax", absmax.bfloat16(), persistent=False)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse floating weights in the place of the rows, as from a decoder that is tied to the table."""
+        if name == "weight" and isinstance(value, Tensor) and value.is_floating_point():
+            raise LacosError(
+                "The embedding table is in 8 bits and frozen, and a decoder's floating weights cannot take its place. "
+                "Load the base with transformer_options={'quantization': 'none'}, or do not tie the decoder to it "
+                "(tie_encoder_decoder=False)."
+            )
+        super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
         """Look up token ids (...) -> (..., H) in ``self.dtype``."""
@@ -135,3 +149,29 @@ def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> n
         else:
             looked_up.base_layer = quantized
     return model
+
+
+@contextmanager
+def floating_table(model: nn.Module) -> Iterator[None]:
+    """Give a model a floating table for a while, in which host libraries know how to add and drop rows.
+
+    Args:
+        model: With an 8-bit table, else nothing happens. It gets one again at the end; rows that stay keep their bytes.
+
+    Raises:
+        LacosError: An adapter lies over the table.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if isinstance(getattr(table, "base_layer", None), LacosEmbedding8bit):
+        raise LacosError(
+            "An adapter lies over the embedding table, which cannot be resized then: merge_adapter() first."
+        )
+    if not isinstance(table, LacosEmbedding8bit):
+        yield
+        return
+    floating = nn.Embedding.from_pretrained(table.dequantize(table.dtype), padding_idx=table.padding_idx)
+    model.set_input_embeddings(floating)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        quantize_embedding_(model, table.dtype)

@@ -13,11 +13,13 @@ It is ST's class with three differences.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import shutil
 import warnings
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,7 +40,7 @@ from lacos_st.artifact import (
 from lacos_st.bloom import accelerate_
 from lacos_st.card import describe, insert, section
 from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
-from lacos_st.embedding_table import quantize_embedding_
+from lacos_st.embedding_table import LacosEmbedding8bit, quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
 from lacos_st.names import resolve
@@ -87,7 +89,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         self,
         model_name_or_path: str | os.PathLike[str] | None = None,
         *,
-        modules: list[nn.Module] | OrderedDict[str, nn.Module] | None = None,
+        modules: Iterable[nn.Module] | OrderedDict[str, nn.Module] | None = None,
         is_trainable: bool = False,
         pooling: str = "weightedmean",
         transformer_options: dict[str, Any] | None = None,
@@ -99,7 +101,9 @@ class LacosSentenceTransformer(SentenceTransformer):
         path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         if path is not None:
             check_complete(Path(path))
-        for module in modules.values() if isinstance(modules, OrderedDict) else modules or []:
+        if modules is not None and not isinstance(modules, OrderedDict):
+            modules = OrderedDict((str(position), module) for position, module in enumerate(modules))
+        for module in (modules or {}).values():
             if type(module) in _OURS:
                 module.__class__ = _OURS[type(module)]
         # ST advises fp32 on every CPU; the compute dtype is chosen by what this one does well
@@ -146,13 +150,6 @@ class LacosSentenceTransformer(SentenceTransformer):
         raise LacosError("The model has no pooling: make it of [LacosTransformer(...), LacosPooling(...)].")
 
     def _check_template(self) -> None:
-        transformer = self.transformer
-        added = transformer.tokenizer.num_special_tokens_to_add()
-        if transformer.max_seq_length <= added:
-            raise LacosError(
-                f"max_seq_length={transformer.max_seq_length} leaves no room for text: the template "
-                f"{transformer.template!r} alone takes {added} tokens."
-            )
         if any(isinstance(module, Pooling) and not module.include_prompt for module in self):
             self._check_prompt_can_be_left_out()
 
@@ -173,6 +170,12 @@ class LacosSentenceTransformer(SentenceTransformer):
         if not include_prompt:
             self._check_prompt_can_be_left_out()
         super().set_pooling_include_prompt(include_prompt)
+
+    @property
+    def _ddp_params_and_buffers_to_ignore(self) -> list[str]:
+        """What torch's DDP need not send: every process has the 8-bit table, which never changes, from its files."""
+        tables = [name for name, module in self.named_modules() if isinstance(module, LacosEmbedding8bit)]
+        return [f"{name}.{buffer}" for name in tables for buffer in ("weight", "absmax")]
 
     @property
     def is_loaded_in_8bit(self) -> bool:
@@ -234,14 +237,13 @@ class LacosSentenceTransformer(SentenceTransformer):
         """Save a directory that stock `SentenceTransformer` loads.
 
         Args:
-            path: Directory; a model that is there is replaced only after the new one is complete. As for ST, None
-                saves nothing.
+            path: Directory; a model there is replaced after the new one is complete. As for ST, None saves nothing.
             model_name: As for ST.
             create_model_card: As for ST.
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
-            self_contained: Write the base too. Default: unless it lies on the Hub as it is, or, for a Trainer's
-                `checkpoint-<step>`, anywhere. Without an adapter there is nothing but the base to write.
+            self_contained: Write the base too. Default: if there is no adapter, or unless the base lies on the Hub as it
+                is, or, for a Trainer's `checkpoint-<step>`, anywhere.
 
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.
@@ -342,11 +344,7 @@ class LacosSentenceTransformer(SentenceTransformer):
     # -- training and adapters ---------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's; says what to do where nothing trains, which `backward` does not.
-
-        Raises:
-            LacosError: A Trainer has the model, and nothing in it trains. Elsewhere that is a warning.
-        """
+        """As torch's; where nothing trains it says what to do, to a Trainer in an error: `backward` does not."""
         if mode and not any(parameter.requires_grad for parameter in self.parameters()):
             advice = (
                 "Nothing in this model trains: add_lora() adds an adapter that does; one that was saved trains on with "
@@ -357,9 +355,11 @@ class LacosSentenceTransformer(SentenceTransformer):
             warnings.warn(advice, stacklevel=2)
         return super().train(mode)
 
-    def fit(self, *args: Any, optimizer_class: type = bnb.optim.AdamW8bit, **kwargs: Any) -> None:
+    def fit(self, *args: Any, **kwargs: Any) -> None:
         """ST's `fit`, with bitsandbytes' 8-bit AdamW (arXiv 2110.02861) unless another optimiser is given."""
-        super().fit(*args, optimizer_class=optimizer_class, **kwargs)
+        given = inspect.signature(super().fit).bind(*args, **kwargs)
+        given.arguments.setdefault("optimizer_class", bnb.optim.AdamW8bit)
+        super().fit(*given.args, **given.kwargs)
 
     def add_lora(self, *args: Any, **kwargs: Any) -> Self:
         """Add a trainable adapter; see `LacosTransformer.add_lora`."""

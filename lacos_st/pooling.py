@@ -37,13 +37,10 @@ class LacosPooling(Pooling):
         tensor([[0.3333, 0.6667]])
     """
 
-    def __init__(
-        self,
-        embedding_dimension: int,
-        pooling_mode: str | tuple[str, ...] | list[str] = "weightedmean",
-        include_prompt: bool = True,
-    ) -> None:
-        super().__init__(embedding_dimension, pooling_mode=pooling_mode, include_prompt=include_prompt)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if len(args) < 2 and not any(key.startswith("pooling_mode") for key in kwargs):  # ST has older names for it
+            kwargs["pooling_mode"] = "weightedmean"
+        super().__init__(*args, **kwargs)
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add `sentence_embedding` (batch, dimension), fp32, to the features."""

@@ -52,3 +52,21 @@ def apply_template(tokenizer: Any, template: str) -> None:
     second = [f"{'$B' if piece == '$A' else piece}:1" for piece in single]
     backend.post_processor = TemplateProcessing(single=single, pair=[*single, *second], special_tokens=specials)
     tokenizer.init_kwargs["lacos_template"] = template
+
+
+def check_room(tokenizer: Any, template: str, length: int) -> None:
+    """Refuse a length that the template fills by itself: all texts would have one embedding.
+
+    Args:
+        tokenizer: With the template applied.
+        template: The template.
+        length: Tokens kept of a text, template included.
+
+    Raises:
+        LacosError: The length is such.
+    """
+    added = tokenizer.num_special_tokens_to_add()
+    if length <= added:
+        raise LacosError(
+            f"max_seq_length={length} leaves no room for text: the template {template!r} alone takes {added} tokens."
+        )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import os
 import re
 import shutil
 import sys
@@ -82,6 +83,7 @@ def train(
         LacosError: Bad data or settings, or an output that holds something else.
         TrainingInterrupted: Ctrl-C; the run can be resumed.
     """
+    _check_processes()
     _check_reports(config.report_to)
     output = Path(config.output).resolve()  # the run is beside it, on its file system, also where it is `.` or a link
     run = Path(f"{output}.run")
@@ -142,6 +144,16 @@ def _gone_if_nothing_came(run: Path) -> Iterator[None]:
         raise
 
 
+def _check_processes() -> None:
+    """Refuse to be one of several: each would train alone, and find the output locked by another."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and its like set it
+    if processes > 1:
+        raise LacosError(
+            f"{processes} processes were started, and lacos-st train works in one process so far: run it without "
+            "torchrun. sentence-transformers' SentenceTransformerTrainer trains a LacosSentenceTransformer in several."
+        )
+
+
 def _check_reports(names: list[str]) -> None:
     """Refuse at once what the Trainer refuses when data and model are loaded."""
     try:
@@ -151,6 +163,21 @@ def _check_reports(names: list[str]) -> None:
         raise LacosError(
             f"report_to={names} cannot be used here: {error} Install what it needs, or leave it out."
         ) from error
+
+
+class _Trainer(SentenceTransformerTrainer):
+    """ST's, and it says what to do where a checkpoint cannot be written."""
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) or re.search("PytorchStreamWriter|inline_container", str(error)):
+                raise LacosError(
+                    f"Writing a checkpoint to {self.args.output_dir!r} failed ({str(error).splitlines()[0]}). Free "
+                    "space or mend the directory, and run again: training goes on from the last complete checkpoint."
+                ) from error
+            raise
 
 
 def _fit(
@@ -172,7 +199,7 @@ def _fit(
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
-    trainer = SentenceTransformerTrainer(
+    trainer = _Trainer(
         model=model,
         args=build_arguments(config, run, data[0], evaluator, model),
         train_dataset=data[0],
@@ -190,15 +217,7 @@ def _fit(
     model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
     with checkpoint_on_interrupt(trainer) as interrupted:
-        try:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, OSError) or re.search("PytorchStreamWriter|inline_container", str(error)):
-                raise LacosError(
-                    f"Writing a checkpoint to {str(run)!r} failed ({str(error).splitlines()[0]}). Free space or "
-                    "mend the directory, and run again: training goes on from the last complete checkpoint."
-                ) from error
-            raise
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interrupted.is_set():
         raise TrainingInterrupted(
             f"Stopped at step {trainer.state.global_step}; a checkpoint is in {str(run)!r}. "

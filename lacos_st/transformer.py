@@ -24,9 +24,10 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
+from sentence_transformers.util.decorators import transformer_kwargs_decorator
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lacos_st.adapters import changes_base, check_plain_lora, new_lora, set_trainable_
+from lacos_st.adapters import WithAdapters, changes_base, check_plain_lora
 from lacos_st.allocator import settle_heap
 from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
 from lacos_st.attention import Mode
@@ -34,9 +35,9 @@ from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.preprocessing import PreprocessingTransformer
-from lacos_st.quantization import as_dtype, default_compute_dtype, fold_lora_, is_quantized
+from lacos_st.quantization import as_dtype, default_compute_dtype, is_quantized
 from lacos_st.quiet import without_warning
-from lacos_st.template import END_TEMPLATE, apply_template, own_template
+from lacos_st.template import END_TEMPLATE, apply_template, check_room, own_template
 
 Quantization = Literal["int8", "none"]
 
@@ -47,7 +48,7 @@ _FOREIGN = (
 )
 
 
-class LacosTransformer(PreprocessingTransformer):
+class LacosTransformer(WithAdapters, PreprocessingTransformer):
     """ST's `Transformer` over BLOOM in 8 bits, ready for LoRA.
 
     Args:
@@ -70,6 +71,7 @@ class LacosTransformer(PreprocessingTransformer):
             for text.
     """
 
+    @transformer_kwargs_decorator  # older names of `processor_kwargs` and such
     def __init__(
         self,
         model_name_or_path: str,
@@ -111,10 +113,10 @@ class LacosTransformer(PreprocessingTransformer):
         usual = END_TEMPLATE if template is None else own_template(self.tokenizer)
         self.template: str = template or stored or usual
         apply_template(self.tokenizer, self.template)
-        if max_seq_length is not None:
-            self.max_seq_length = max_seq_length
-        elif self.max_seq_length is None or self.max_seq_length > 10**9:  # transformers' "unknown"
-            self.max_seq_length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
+        length = self.max_seq_length if max_seq_length is None else max_seq_length
+        if length is None or length > 10**9:  # transformers' "unknown"
+            length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
+        self.max_seq_length = length
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
         keep_frozen_(self)
@@ -131,6 +133,17 @@ class LacosTransformer(PreprocessingTransformer):
         """Whether the base, as it is, lies in a directory or on the Hub, so that an adapter can refer to it."""
         changed = any(changes_base(self.model.peft_config[name]) for name in self.adapter_names)
         return self._stored_rows == self.model.config.vocab_size and not changed
+
+    @property
+    def max_seq_length(self) -> int | None:
+        """Tokens kept of each input, template included."""
+        return super().max_seq_length
+
+    @max_seq_length.setter
+    def max_seq_length(self, value: int | None) -> None:
+        if value is not None and hasattr(self, "template"):  # ST's constructor sets it before there is one
+            check_room(self.tokenizer, self.template, value)
+        Transformer.max_seq_length.__set__(self, value)
 
     def on_model_ready(self, model: Any) -> None:
         """ST's hook: remember whether the model around this module knows how to save it."""
@@ -258,68 +271,6 @@ class LacosTransformer(PreprocessingTransformer):
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
         loaded.frozen_modules = frozen
         return loaded
-
-    # -- adapters ----------------------------------------------------------------------------------------------
-
-    @property
-    def adapter_names(self) -> list[str]:
-        """Names of the adapters, the active one first; empty without adapters."""
-        if not getattr(self.model, "_hf_peft_config_loaded", False):
-            return []
-        active = self.model.active_adapters()
-        return [*active, *(name for name in self.model.peft_config if name not in active)]
-
-    def add_lora(
-        self,
-        rank: int = 16,
-        alpha: int = 32,
-        dropout: float = 0.05,
-        targets: tuple[str, ...] = ("query_key_value",),
-        name: str = "default",
-    ) -> None:
-        """Add a trainable LoRA adapter (arXiv 2106.09685) to the frozen base.
-
-        Args:
-            rank: Inner dimension r of the update B A.
-            alpha: The update is scaled by alpha / rank.
-            dropout: Dropout on the adapter's input while training; above 0 it is also what tells two copies of an
-                unlabelled sentence apart.
-            targets: Linear layers to adapt, of "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h".
-            name: The adapter's name.
-
-        Raises:
-            LacosError: A target that BLOOM does not have, or a name in use or with a dot.
-        """
-        self.model.add_adapter(new_lora(rank, alpha, dropout, targets, name, self.adapter_names), name)
-
-    def set_trainable(self) -> None:
-        """Let the active adapter train (a loaded adapter is frozen).
-
-        Raises:
-            LacosError: There is no adapter.
-        """
-        if not self.adapter_names:
-            raise LacosError("This model has no adapter to train: call add_lora() first.")
-        active = self.adapter_names[0]
-        set_trainable_(self.model, active)
-        self.model.peft_config[active].inference_mode = False
-
-    def merge_adapter(self) -> None:
-        """Fold the active adapter into the base: in float, then quantised again row by row, never added to int8.
-
-        Raises:
-            LacosError: There is no adapter, more than one, or one that is no plain LoRA.
-        """
-        if len(self.adapter_names) != 1:
-            advice = ": delete_adapter() the others first." if self.adapter_names else "."
-            raise LacosError(f"Merging takes one adapter, and this model has {self.adapter_names or 'none'}{advice}")
-        name = self.adapter_names[0]
-        check_plain_lora(self.model.peft_config[name], name)
-        fold_lora_(self.model, name)
-        del self.model.peft_config
-        self.model._hf_peft_config_loaded = False
-        self.base = {"name": "merged", "revision": None}
-        self.save_base, self._stored_rows = True, None
 
     def _can_flatten_inputs(self) -> bool:
         if not self.unpad_inputs:
