@@ -242,8 +242,8 @@ class LacosSentenceTransformer(SentenceTransformer):
             create_model_card: As for ST.
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
-            self_contained: Write the base too. Default: if there is no adapter, or unless the base lies on the Hub as it
-                is, or, for a Trainer's `checkpoint-<step>`, anywhere.
+            self_contained: Write the base too. Default: if there is no adapter, or unless the base lies on the Hub as
+                it is, or, for a Trainer's `checkpoint-<step>`, anywhere.
 
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.

@@ -71,7 +71,7 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             for text.
     """
 
-    @transformer_kwargs_decorator  # older names of `processor_kwargs` and such
+    @transformer_kwargs_decorator  # type: ignore[untyped-decorator]  # older names of `processor_kwargs` and such
     def __init__(
         self,
         model_name_or_path: str,

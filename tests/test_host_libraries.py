@@ -319,5 +319,7 @@ def test_private_interfaces_are_still_there():
     for name in ("_load_with_module_classes", "_load_default_modules", "_get_module_init_defaults"):
         assert callable(getattr(BaseModel, name))
     assert BaseModel._module_classes == {}
+    for name in ("_save_checkpoint", "_load_from_checkpoint"):  # `training.py` and `reload.py` rest on these
+        assert callable(getattr(SentenceTransformerTrainer, name))
     for name in ("_load_config", "_load_model", "_can_flatten_inputs"):
         assert callable(getattr(Transformer, name))

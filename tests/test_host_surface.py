@@ -71,6 +71,8 @@ def test_fit_takes_its_optimiser_by_name_and_by_place(given, tiny_model, tmp_pat
             made.append(type(self))
             super().__init__(parameters, lr)
 
+    before = {key: value.clone() for key, value in tiny_model.named_parameters() if value.dtype == torch.int8}
+    assert before
     monkeypatch.setattr(bnb.optim, "AdamW8bit", Ours)
     examples = DataLoader([InputExample(texts=[text, text]) for text in TEXTS], batch_size=4)
     objectives = [(examples, MaskedMultipleNegativesRankingLoss(tiny_model))]
@@ -82,6 +84,7 @@ def test_fit_takes_its_optimiser_by_name_and_by_place(given, tiny_model, tmp_pat
     else:
         tiny_model.fit(objectives, **rest)
     assert made == [Mine if given else Ours]
+    assert all(torch.equal(value, before[key]) for key, value in tiny_model.named_parameters() if key in before)
     order = list(inspect.signature(SentenceTransformer.fit).parameters)
     assert order.index("optimizer_class") == 7  # after self and six that were passed by place
 

@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
 
 from lacos_st.checkpoints import latest_checkpoint
@@ -61,6 +62,14 @@ def config_for(base, data, output, **options):
     return LacosConfig(**{**defaults, **options})
 
 
+BRIEF = {"max_steps": 2, "warmup_ratio": 0.0}  # the first step of a warm-up has a rate of 0
+
+
+def learnt(adapter):
+    """Whether B, which begins as 0, is now something."""
+    return all(value.abs().max() > 1e-4 for key, value in adapter.items() if "lora_B" in key)
+
+
 def adapter(output):
     return load_file(Path(output) / "adapter" / "adapter_model.safetensors")
 
@@ -77,6 +86,19 @@ def undisturbed(tiny_bloom, triplets, tmp_path_factory):
     output = tmp_path_factory.mktemp("undisturbed") / "model"
     train(config_for(tiny_bloom, triplets, output))
     return output
+
+
+def ranking_loss(model, triplets):
+    """Stock's loss of the first 32 triplets."""
+    rows = [line.split(",") for line in triplets.read_text(encoding="utf-8").splitlines()[1:33]]
+    with torch.no_grad():
+        features = [model.preprocess(list(texts)) for texts in zip(*rows, strict=True)]
+        return float(MultipleNegativesRankingLoss(model.eval())(features, None))
+
+
+def test_it_learns_what_the_loss_is_of(undisturbed, tiny_bloom, triplets):
+    before, after = (ranking_loss(LacosSentenceTransformer(path), triplets) for path in (tiny_bloom, undisturbed))
+    assert 0 < after < before - 0.2
 
 
 def test_trains_saves_and_cleans_up(undisturbed):
@@ -215,11 +237,12 @@ def test_overwriting_goes_on_with_the_same_recipe_and_starts_afresh_with_another
 def test_a_mistake_before_the_first_step_binds_nothing(tiny_bloom, triplets, tmp_path):
     with pytest.raises(LacosError, match=r"missing\.csv"):
         train(config_for(tiny_bloom, tmp_path / "missing.csv", tmp_path / "model"))
-    train(config_for(tiny_bloom, triplets, tmp_path / "model", max_steps=1))
+    train(config_for(tiny_bloom, triplets, tmp_path / "model", **BRIEF))
+    assert learnt(adapter(tmp_path / "model"))
 
 
 def test_killed_between_saving_and_cleaning_up(tiny_bloom, triplets, tmp_path, monkeypatch):
-    config = config_for(tiny_bloom, triplets, tmp_path / "model", max_steps=2)
+    config = config_for(tiny_bloom, triplets, tmp_path / "model", **BRIEF)
     remove = shutil.rmtree
 
     def killed(path, **options):
@@ -232,6 +255,7 @@ def test_killed_between_saving_and_cleaning_up(tiny_bloom, triplets, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             train(config)
     before = adapter(tmp_path / "model")
+    assert learnt(before)
     assert train(config).training_record["steps"] == 2
     assert not (tmp_path / "model.run").exists()
     assert_same(adapter(tmp_path / "model"), before)
@@ -273,10 +297,11 @@ def test_training_on_keeps_what_the_base_was_saved_with(tiny_bloom, triplets, tm
     with pytest.warns(UserWarning, match="cannot express symmetric"):
         first.save(str(tmp_path / "base"))
     with pytest.warns(UserWarning, match="'lora_rank': 2"):
-        trained = train(config_for(tmp_path / "base", triplets, tmp_path / "model", max_steps=1))
+        trained = train(config_for(tmp_path / "base", triplets, tmp_path / "model", **BRIEF))
     kept = trained.transformer
     assert (kept.template, kept.attention, kept.max_seq_length) == tuple(options.values())
     assert trained.training_record["recipe"]["lora_alpha"] == 3
+    assert learnt(adapter(tmp_path / "model"))  # its B began as 0
 
 
 def test_an_output_that_is_not_empty_is_refused(tiny_bloom, triplets, tmp_path):
@@ -324,40 +349,9 @@ def test_options(options, tiny_bloom, triplets, tmp_path):
 
 def test_unlabelled_sentences_train(tiny_bloom, tmp_path):
     (tmp_path / "lines.txt").write_text("\n".join(f"the {a} and the {b}" for a in WORDS for b in WORDS[:4]) + "\n")
-    model = train(config_for(tiny_bloom, tmp_path / "lines.txt", tmp_path / "model", max_steps=2))
+    model = train(config_for(tiny_bloom, tmp_path / "lines.txt", tmp_path / "model", **BRIEF))
+    assert learnt(adapter(tmp_path / "model"))
     assert model.training_record["rows"] > 40
-
-
-def test_fit_uses_8_bit_adam(tiny_model, tmp_path):
-    import bitsandbytes as bnb
-    from sentence_transformers import InputExample
-    from torch.utils.data import DataLoader
-
-    from lacos_st.losses import MaskedMultipleNegativesRankingLoss
-
-    seen = []
-
-    class Spy(bnb.optim.AdamW8bit):
-        def __init__(self, *args, **kwargs):
-            seen.append(type(self))
-            super().__init__(*args, **kwargs)
-
-    defaults = LacosSentenceTransformer.fit.__kwdefaults__
-    assert defaults["optimizer_class"] is bnb.optim.AdamW8bit
-    before = {key: p.clone() for key, p in tiny_model.named_parameters() if p.dtype == torch.int8}
-    examples = [InputExample(texts=[f"the {word}", f"a {word}"]) for word in WORDS]
-    tiny_model.fit(
-        [(DataLoader(examples, batch_size=8), MaskedMultipleNegativesRankingLoss(tiny_model))],
-        epochs=1,
-        warmup_steps=0,
-        optimizer_class=Spy,
-        output_path=str(tmp_path / "fitted"),
-        show_progress_bar=False,
-    )
-    assert seen
-    for key, parameter in tiny_model.named_parameters():
-        if key in before:
-            assert torch.equal(parameter, before[key])
 
 
 @pytest.mark.slow
@@ -386,50 +380,3 @@ def test_killed_at_thirty_random_moments(undisturbed, tiny_bloom, triplets, tmp_
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert_same(adapter(tmp_path / "model"), adapter(undisturbed))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "recipe.yaml", "timed"]
-
-
-def test_a_full_disk_says_what_to_do(tiny_bloom, triplets, tmp_path, monkeypatch):
-    import errno
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("lacos_st.artifact.save_file", full)
-    config = config_for(tiny_bloom, triplets, tmp_path / "model")
-    with pytest.raises(LacosError, match="the disk is full"):
-        train(config)
-    monkeypatch.undo()
-    monkeypatch.setattr("torch.save", full)
-    with pytest.raises(LacosError, match="training goes on from the last complete checkpoint"):
-        train(config)
-    assert not (tmp_path / "model").exists()
-
-
-def test_out_of_memory_halves_the_mini_batch_and_learns_the_same(tiny_bloom, triplets, tmp_path, monkeypatch):
-    from lacos_st import training
-
-    real, tried = training.build_loss, []
-
-    def too_large(config, model, mini_batch=None):
-        tried.append(mini_batch)
-        loss = real(config, model, mini_batch)
-        if mini_batch is None or mini_batch > 2:
-
-            def fail(*args):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-
-            loss.forward = fail
-        return loss
-
-    monkeypatch.setattr(training, "build_loss", too_large)
-    options = {"max_steps": 1, "lora_dropout": 0.0}
-    with pytest.warns(UserWarning, match="going on with 2 rows"):
-        train(config_for(tiny_bloom, triplets, tmp_path / "auto", auto_batch_size=True, **options))
-    assert tried == [None, 4, 2]
-    with pytest.raises(LacosError, match=r"does not hold 8 rows at a time\. .*--auto-batch-size"):
-        train(config_for(tiny_bloom, triplets, tmp_path / "fixed", **options))
-    monkeypatch.undo()
-    monkeypatch.setattr(training, "sts_sample", lambda model: {})
-    train(config_for(tiny_bloom, triplets, tmp_path / "whole", **options))
-    for key, value in adapter(tmp_path / "whole").items():
-        torch.testing.assert_close(adapter(tmp_path / "auto")[key], value, atol=2e-2, rtol=0)

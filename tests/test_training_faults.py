@@ -1,0 +1,98 @@
+"""What goes wrong while training: it is named as what it is, and a step that is made smaller learns the same."""
+
+import errno
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from lacos_st import training
+from lacos_st.config import LacosConfig
+from lacos_st.errors import LacosError
+from lacos_st.training import train
+
+
+@pytest.fixture(autouse=True)
+def _without_scores(monkeypatch):
+    monkeypatch.setattr(training, "sts_sample", lambda model: {})
+
+
+@pytest.fixture
+def recipe(tiny_bloom, tmp_path):
+    """Four steps, each of which moves the adapter."""
+    words = ["man", "dog", "house", "river", "tree", "road", "cloud", "stone"]
+    lines = [
+        f"the {a} and {b},a {a} with {b},no {b} but {c}" for a in words for b, c in zip(words, words[3:], strict=False)
+    ]
+    (tmp_path / "triplets.csv").write_text("anchor,positive,negative\n" + "\n".join(lines) + "\n")
+    return {
+        "base": str(tiny_bloom),
+        "train_data": [str(tmp_path / "triplets.csv")],
+        "output": str(tmp_path / "model"),
+        "batch_size": 8,
+        "lora_rank": 4,
+        "lora_dropout": 0.0,
+        "learning_rate": 1e-2,
+        "warmup_ratio": 0.0,
+        "max_steps": 4,
+        "eval_steps": 2,
+    }
+
+
+def full(*args, **kwargs):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_says_what_to_do(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr("lacos_st.artifact.save_file", full)
+    with pytest.raises(LacosError, match="the disk is full"):
+        train(LacosConfig(**recipe))
+    monkeypatch.undo()
+    monkeypatch.setattr(training, "sts_sample", lambda model: {})
+    monkeypatch.setattr("torch.save", full)
+    with pytest.raises(LacosError, match=r"Writing a checkpoint.*training goes on from the last complete checkpoint"):
+        train(LacosConfig(**recipe))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("event", ["on_train_begin", "on_step_end", "on_evaluate", "on_save", "on_log", "on_train_end"])
+def test_what_else_fails_is_no_checkpoint(event, recipe, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise ConnectionError("the tracking server is down")
+
+    with pytest.raises(ConnectionError, match="the tracking server is down"):
+        train(LacosConfig(**recipe), callbacks=[type("Fails", (TrainerCallback,), {event: fail})()])
+
+
+def test_out_of_memory_halves_the_mini_batch_and_learns_the_same(recipe, tmp_path, monkeypatch):
+    real, tried = training.build_loss, []
+
+    def too_large(config, model, mini_batch=None):
+        tried.append(mini_batch)
+        loss = real(config, model, mini_batch)
+        if mini_batch is None or mini_batch > 2:
+
+            def fail(*args):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+            loss.forward = fail
+        return loss
+
+    def trained(name, **options):
+        # in full precision, where only the order of sums differs
+        exact = {"quantization": "none", "bf16": False, "optimizer": "adamw_torch"}
+        train(LacosConfig(**{**recipe, **exact, "output": str(tmp_path / name), **options}))
+        state = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        return {key: value for key, value in state.items() if "lora_B" in key}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "build_loss", too_large)
+        with pytest.warns(UserWarning, match="going on with 2 rows"):
+            auto = trained("auto", auto_batch_size=True)
+        assert tried == [None, 4, 2]
+        with pytest.raises(LacosError, match=r"does not hold 8 rows at a time\. .*--auto-batch-size"):
+            trained("fixed")
+    for key, value in trained("whole").items():
+        assert value.abs().mean() > 5e-3  # B began as 0
+        torch.testing.assert_close(auto[key], value, atol=1e-4, rtol=1e-2)
