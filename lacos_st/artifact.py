@@ -13,18 +13,15 @@ beside its target and then moved, so that no reader ever sees half of one.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import tempfile
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import save_torch_state_dict
 from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -74,55 +71,6 @@ def write_adapter(
         f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items() if is_trained(key)
     }
     save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-
-
-def check_complete(directory: Path) -> None:
-    """Refuse a saved model of which files are lost or cut short: host libraries say so in other words, or load a part.
-
-    Raises:
-        LacosError: Files are.
-    """
-    if not (directory / RECORD).is_file():
-        return  # no model that we have saved
-    faults = {}
-
-    def read(name: str) -> Any:
-        path = directory / name
-        try:
-            if path.suffix == ".json":
-                return json.loads(path.read_text(encoding="utf-8"))
-            with safe_open(str(path), "np"):
-                return None
-        except FileNotFoundError:
-            faults[name] = "missing"
-        except (ValueError, SafetensorError):
-            faults[name] = "damaged"
-        return None
-
-    record = read(RECORD) or {}
-    read("tokenizer.json")
-    folder = ""
-    if not (directory / _ADAPTER[0]).is_file():  # the base is there too
-        folder = "adapter/"
-        read("config.json")
-        index = "model.safetensors.index.json"
-        if (directory / index).is_file():
-            shards = (read(index) or {}).get("weight_map", {}).values()
-        else:
-            shards = ["model.safetensors"]
-        for name in sorted(set(shards)):
-            read(name)
-    for position, name in enumerate(record.get("adapters", [])):
-        for file in _ADAPTER:
-            read(f"{folder}{file}" if position == 0 else f"{folder}{name}/{file}")
-    for module in read("modules.json") or []:
-        if module["path"]:
-            read(f"{module['path']}/config.json")
-        if module["type"].endswith((".Dense", ".LayerNorm")):
-            read(f"{module['path']}/model.safetensors")
-    if faults:
-        which = ", ".join(f"{name} is {fault}" for name, fault in faults.items())
-        raise LacosError(f"The model in {str(directory)!r} is not whole ({which}): copy it again.")
 
 
 def describe_base(source: str, recorded: dict[str, str | None] | None, commit: str | None) -> dict[str, str | None]:

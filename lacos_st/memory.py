@@ -211,6 +211,7 @@ def base_config(name: str, revision: str | None = None) -> Any:
     Raises:
         LacosError: There is no such model, or it is no BLOOM.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, BloomConfig
     from transformers.utils import find_adapter_config_file
 
@@ -226,7 +227,7 @@ def base_config(name: str, revision: str | None = None) -> Any:
         config = AutoConfig.from_pretrained(source, revision=revision)
     except LacosError:  # of its base
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
     if config.model_type != "bloom":
         raise LacosError(f"{name!r} is a {config.model_type!r} model, and LACoS needs BLOOM.")

@@ -19,7 +19,7 @@ import os
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,6 @@ from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm,
 from torch import nn
 
 from lacos_st.artifact import (
-    check_complete,
     disk_error,
     is_checkpoint,
     move_into,
@@ -44,12 +43,15 @@ from lacos_st.embedding_table import LacosEmbedding8bit, quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
 from lacos_st.names import resolve
+from lacos_st.opening import check_directory
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.quiet import without
 from lacos_st.reload import read_checkpoint
 from lacos_st.transformer import LacosTransformer
 
+# Where sentence-transformers has had its modules: a saved model names them as its version did.
+_PLACES = ("sentence_transformers.models", "sentence_transformers.sentence_transformer.modules")
 _STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
 _OURS: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm, Pooling: LacosPooling}
 
@@ -81,8 +83,10 @@ class LacosSentenceTransformer(SentenceTransformer):
         True
     """
 
-    _module_classes = {_fullname(stock): ours for ours, stock in _STOCK.items()} | {
-        _fullname(ours): ours for ours in _STOCK
+    _module_classes: Mapping[str, type[nn.Module]] = {
+        name: ours
+        for ours, stock in _STOCK.items()
+        for name in (_fullname(ours), _fullname(stock), *(f"{place}.{stock.__name__}" for place in _PLACES))
     }
 
     def __init__(
@@ -100,7 +104,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         self.is_plain_checkpoint = False
         path = resolve(str(model_name_or_path)) if model_name_or_path is not None else None
         if path is not None:
-            check_complete(Path(path))
+            check_directory(Path(path), self._module_classes, bool(kwargs.get("trust_remote_code")))
         if modules is not None and not isinstance(modules, OrderedDict):
             modules = OrderedDict((str(position), module) for position, module in enumerate(modules))
         for module in (modules or {}).values():
@@ -190,28 +194,17 @@ class LacosSentenceTransformer(SentenceTransformer):
         return super()._get_module_init_defaults(class_ref)
 
     def _load_default_modules(
-        self,
-        model_name_or_path: str,
-        token: bool | str | None,
-        cache_folder: str | None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
-        local_files_only: bool = False,
-        model_kwargs: dict[str, Any] | None = None,
-        processor_kwargs: dict[str, Any] | None = None,
-        config_kwargs: dict[str, Any] | None = None,
+        self, model_name_or_path: str, *args: Any, **kwargs: Any
     ) -> tuple[list[nn.Module], dict[str, Any]]:
-        hub = {
-            "token": token,
-            "revision": revision,
-            "cache_dir": cache_folder,
-            "local_files_only": local_files_only,
+        keys = ("token", "revision", "local_files_only", "trust_remote_code")
+        hub = {"cache_dir": kwargs.get("cache_folder"), **{key: kwargs.get(key) for key in keys}}
+        told: dict[str, Any] = {
+            key: {**hub, **(kwargs.get(key) or {})} for key in ("model_kwargs", "processor_kwargs", "config_kwargs")
         }
         transformer = LacosTransformer(
             model_name_or_path,
-            model_kwargs={**hub, **(model_kwargs or {})},
-            processor_kwargs={**hub, **(processor_kwargs or {})},
-            config_kwargs={**hub, **(config_kwargs or {})},
+            backend=self.backend,
+            **told,
             **self._transformer_options,
         )
         self.model_card_data.base_model = transformer.base["name"]

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from lacos_st.artifact import RECORD
 from lacos_st.embedded import EMBEDDED, embedded_directory
@@ -27,6 +27,8 @@ def resolve(name: str) -> str:
     Raises:
         LacosError: A file, a directory that holds no model, a path that does not exist, or a name of nothing.
     """
+    if name.startswith("~"):
+        name = str(Path(name).expanduser())
     path = Path(name)
     if path.is_dir():
         if not any((path / file).is_file() for file in _MODEL_FILES):
@@ -90,6 +92,6 @@ def is_bloom(name: str) -> bool:
     if Path(name, RECORD).is_file() or (name in EMBEDDED and not Path(name).is_dir()):
         return True
     try:
-        return bool(AutoConfig.from_pretrained(name).model_type == "bloom")
-    except (OSError, ValueError):  # another library's, or none at all
+        return bool(PreTrainedConfig.get_config_dict(name)[0].get("model_type") == "bloom")
+    except (OSError, ValueError, TypeError, AttributeError):  # another library's, or none at all
         return False

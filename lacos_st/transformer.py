@@ -16,13 +16,11 @@ What lies on disk: `save` and `artifact.py`.
 from __future__ import annotations
 
 import json
-import warnings
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util.decorators import transformer_kwargs_decorator
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
@@ -34,9 +32,11 @@ from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
 from lacos_st.frozen import freeze_, is_trained, keep_frozen_
+from lacos_st.opening import check_transformer, load_adapter, naming_tokenizer
 from lacos_st.preprocessing import PreprocessingTransformer
 from lacos_st.quantization import as_dtype, default_compute_dtype, is_quantized
 from lacos_st.quiet import without_warning
+from lacos_st.schemas import check_backend, check_device_map, check_quantization, check_record, check_settings, checking
 from lacos_st.template import END_TEMPLATE, apply_template, check_room, own_template
 
 Quantization = Literal["int8", "none"]
@@ -86,6 +86,7 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         base: dict[str, str | None] | None = None,
         **kwargs: Any,
     ) -> None:
+        check_backend(kwargs.get("backend", "torch"))
         if quantization not in ("int8", "none"):
             raise LacosError(f"quantization={quantization!r} is not known: use 'int8' or 'none'.")
         # Read by `_load_model`, which ST's constructor calls.
@@ -97,7 +98,8 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             "adapters": adapters or [],
         }
         kwargs["processor_kwargs"] = {"padding_side": "right", **(kwargs.get("processor_kwargs") or {})}
-        super().__init__(model_name_or_path, **kwargs)
+        with naming_tokenizer(self, model_name_or_path):
+            super().__init__(model_name_or_path, **kwargs)
         self.quantization: Quantization = "int8" if is_quantized(self.model) else "none"
         self.compute_form = compute_form
         self.training_form = training_form
@@ -179,15 +181,8 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
     def _load_config(
         self, model_name_or_path: str, backend: str, config_kwargs: dict[str, Any]
     ) -> tuple[PretrainedConfig, bool]:
-        config, is_peft = super()._load_config(model_name_or_path, backend, config_kwargs)
-        if config.model_type != "bloom":
-            raise LacosError(
-                f"{model_name_or_path!r} is a {config.model_type!r} model, and LACoS needs BLOOM. Supported are "
-                "bigscience/bloom-560m, -1b1, -1b7, -3b and -7b1, bloomz-*, any other checkpoint whose config.json "
-                'says "model_type": "bloom", and the embedded "bloom-mini". '
-                "For other models use sentence_transformers.SentenceTransformer."
-            )
-        return config, is_peft
+        check_transformer(model_name_or_path, self._load_options["adapters"], config_kwargs)
+        return super()._load_config(model_name_or_path, backend, config_kwargs)
 
     def _load_model(
         self,
@@ -199,6 +194,7 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         **model_kwargs: Any,
     ) -> PreTrainedModel:
         options = self._load_options
+        check_quantization(model_kwargs.get("quantization_config"), "model_kwargs")
         stored_in_8_bits = options["stored_in_8_bits"] = getattr(config, "quantization_config", None) is not None
         quantized = options["quantization"] == "int8"
         if stored_in_8_bits and not quantized:
@@ -220,17 +216,10 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             model_kwargs["adapter_name"] = names[0]
             in_root = (Path(model_name_or_path) / "adapter_config.json").is_file() or is_peft_model
             model_kwargs["adapter_kwargs"] = {} if in_root else {"subfolder": "adapter"}
-        try:
-            model = super()._load_model(
-                model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
-            )
-        except (RuntimeError, SafetensorError) as error:
-            part = f"with its adapter {names[0]!r} " if names else ""
-            raise LacosError(
-                f"The model in {model_name_or_path!r} {part}cannot be loaded: a file is damaged, or the adapter is for "
-                "another base or has another rank than its adapter_config.json says. Restore it, or train again. "
-                f"({error})"
-            ) from error
+        check_device_map(model_kwargs.get("device_map"))
+        model = super()._load_model(
+            model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
+        )
         if is_quantized(model):
             settle_heap()  # the layers' 16-bit weights lie freed in the heap; the table comes next
             # What the device does well; the caller's word counts where several dtypes are fast.
@@ -240,13 +229,20 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         set_attention_mode_(model.config, options["attention"] or options["base_attention"])
         model = accelerate_(model, options["compute_form"], options["training_form"])
         for name in names[1:]:
-            subfolder = f"adapter/{name}" if not is_peft_model else name
-            model.load_adapter(model_name_or_path, adapter_name=name, adapter_kwargs={"subfolder": subfolder})
+            load_adapter(model, model_name_or_path, name, name if is_peft_model else f"adapter/{name}")
         if names:
             model.set_adapter(names[0])
             model.requires_grad_(False)
         settle_heap()
         return model.eval()
+
+    @classmethod
+    def load_config(cls, model_name_or_path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """As ST's; what a directory may not say is refused."""
+        with checking(Path(model_name_or_path, cls.config_file_name)):
+            config: dict[str, Any] = super().load_config(model_name_or_path, *args, **kwargs)
+        check_settings(config, model_name_or_path)
+        return config
 
     @classmethod
     def load(cls, model_name_or_path: str, **kwargs: Any) -> Self:
@@ -257,15 +253,10 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             config_filename=RECORD,
             **{key: kwargs[key] for key in places if key in kwargs},
         )
+        check_record(record, model_name_or_path)
         defaults = kwargs.pop("init_defaults", None) or {}
         frozen = record.pop("frozen_modules", None)
-        if record.pop("lexical", False):
-            warnings.warn(
-                f"{model_name_or_path!r} was saved with a sketch of words (lexical/), which is no longer read: its "
-                "embeddings are now those that stock sentence-transformers gives and have fewer numbers (512 in place "
-                "of 1,024 for the embedded model). Encode stored texts anew before you compare them with new ones.",
-                stacklevel=2,
-            )
+        record.pop("lexical", None)
         if not record:  # saved by stock classes
             record["template"] = ""
         loaded = super().load(model_name_or_path, init_defaults={**record, **defaults}, **kwargs)
