@@ -184,6 +184,25 @@ def test_stock_pooling_never_drops_a_text_behind_a_prompt(model):
     assert "prompt_length" not in model.preprocess(["guitar"])
 
 
+@pytest.mark.parametrize(("unpad", "side"), [(False, "right"), (False, "left"), (True, "right")])
+def test_the_same_features_can_be_embedded_again(unpad, side, model):
+    model[0].unpad_inputs = unpad
+    model.tokenizer.padding_side = side
+    features = model.preprocess(["guitar", "", "a child laughs"], prompt=PROMPT)
+    with torch.no_grad():
+        first, second = (model(features)["sentence_embedding"].clone() for _ in range(2))
+    torch.testing.assert_close(first, second)
+    expected = alone(model, {"text": ["guitar", "", "a child laughs"]}, {"text": PROMPT})[0]
+    torch.testing.assert_close(first, expected.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_features_may_be_numpy_arrays(model):
+    tensors = model.preprocess(["guitar", ""], prompt=PROMPT)
+    arrays = model.preprocess(["guitar", ""], prompt=PROMPT, processing_kwargs={"common": {"return_tensors": "np"}})
+    assert isinstance(arrays["input_ids"], np.ndarray)
+    assert torch.equal(arrays["prompt_mask"], tensors["prompt_mask"])
+
+
 def test_queries_and_documents_get_their_prompts(model):
     model.prompts = {"query": PROMPT, "document": "a dog: "}
     for encode, prompt in ((model.encode_query, PROMPT), (model.encode_document, "a dog: ")):
