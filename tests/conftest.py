@@ -113,11 +113,3 @@ def tiny_model(tiny_bloom: Path):
 
     torch.manual_seed(0)
     return LacosSentenceTransformer(tiny_bloom).add_lora(rank=4, dropout=0.1)
-
-
-@pytest.fixture(scope="module")
-def work_dir(tmp_path_factory):
-    """What the stages of recipes/bloom-mini find after `teach.py`, in small."""
-    import recipe_text
-
-    return recipe_text.write(tmp_path_factory.mktemp("work"))

@@ -9,14 +9,13 @@ import sys
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import AutoTokenizer, BloomConfig, BloomModel
+from transformers import AutoTokenizer, BloomModel
 
 from lacos_st import embedded
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.packed_table import unpack_table
 
 
 @pytest.fixture(scope="module")
@@ -42,42 +41,6 @@ def test_packed_and_unpacked_hold_the_same_layers(base):
     assert unpacked.keys() - packed.keys() == {"word_embeddings.weight"}
     for key in unpacked.keys() & packed.keys():
         assert torch.equal(unpacked[key], packed[key]), key
-
-
-def test_pack_rounds_layers_by_less_than_half_a_step_and_the_table_to_16_levels(base, tmp_path):
-    config = BloomConfig(vocab_size=64, hidden_size=32, n_layer=1, n_head=2)
-    model = BloomModel(config)
-    with torch.no_grad():
-        model.ln_f.weight[-2:] = 0
-    model.save_pretrained(tmp_path / "full")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / "full" / name).write_bytes((base / name).read_bytes())
-    embedded.pack(tmp_path / "full", tmp_path / "packed")
-    packed = load_file(tmp_path / "packed" / "model.safetensors")
-    name = "h.0.self_attention.query_key_value"
-    step = packed[f"{name}.SCB"][:, None] / 127
-    error = (packed[f"{name}.weight"] * step - model.get_parameter(f"{name}.weight")).abs()
-    assert (error <= step * 0.501).all()
-    assert packed["word_embeddings.codes"].shape == (64, 15)
-    table = {key.rpartition(".")[2]: packed[key] for key in packed if key.startswith("word_embeddings.")}
-    error = unpack_table(table, model.ln_f.weight == 0) - model.word_embeddings.weight
-    assert error.square().mean() < 0.02 * model.word_embeddings.weight.square().mean()
-    assert (error[:, -2:].abs() <= table["fine_scale"] / 127 * 0.501).all()
-    assert gzip.decompress((tmp_path / "packed" / "tokenizer.json.gz").read_bytes())[:1] == b"{"
-
-
-def test_pack_names_what_is_missing_and_what_is_no_bloom(tmp_path):
-    with pytest.raises(LacosError, match=r"has no config\.json"):
-        embedded.pack(tmp_path, tmp_path / "out")
-    for name in ("tokenizer.json", "tokenizer_config.json", "model.safetensors"):
-        (tmp_path / name).write_text("{}")
-    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(LacosError, match="'bert'"):
-        embedded.pack(tmp_path, tmp_path / "out")
-    (tmp_path / "config.json").write_text('{"model_type": "bloom"}')
-    save_file({"transformer.ln_f.bias": torch.tensor([0.0, torch.nan])}, tmp_path / "model.safetensors")
-    with pytest.raises(LacosError, match=r"'ln_f\.bias'.*no numbers"):
-        embedded.pack(tmp_path, tmp_path / "out")
 
 
 def test_assets_stay_small():
@@ -200,25 +163,3 @@ def test_stock_sentence_transformers_loads_the_unpacked_model(tmp_path):
         if isinstance(layer, LoraLayer):
             layer.enable_adapters(False)
     assert abs(ours.encode(texts) - with_adapter).max() > 1e-3  # the adapter does something: without one 0
-
-
-def test_pack_adapter_refuses_another_base(tmp_path):
-    embedded.unpack("lacos-bloom", tmp_path / "model")
-    embedded.pack_adapter(tmp_path / "model", tmp_path / "same")
-    packed = {p.relative_to(tmp_path / "same").as_posix(): p.read_bytes() for p in (tmp_path / "same").rglob("*.json")}
-    for name, content in packed.items():
-        assert json.loads(content) == json.loads((embedded.ASSETS / "lacos-bloom" / name).read_bytes()), name
-    weights = load_file(tmp_path / "model" / "model.safetensors")
-    weights["h.0.self_attention.query_key_value.weight"] += 1
-    save_file(weights, tmp_path / "model" / "model.safetensors")
-    with pytest.raises(LacosError, match="not trained on the embedded"):
-        embedded.pack_adapter(tmp_path / "model", tmp_path / "other")
-
-
-def test_pack_adapter_refuses_a_model_without_the_bases_modules(tmp_path):
-    model = LacosSentenceTransformer("lacos-bloom")
-    del model[-1]
-    model.save(str(tmp_path / "model"))
-    with pytest.raises(LacosError, match="has no 4_Normalize"):
-        embedded.pack_adapter(tmp_path / "model", tmp_path / "packed")
-    assert not (tmp_path / "packed").exists()

@@ -1,5 +1,9 @@
 """The training text on the device that trains, and batches of it.
 
+A student learns which of two near sentences is nearer only where a batch has near ones, and among random sentences
+there are hardly any. So a batch is drawn in runs: a sentence, and some of its neighbours by what the teachers say. It
+holds few languages, for many pairs within each.
+
 All rows that have a target, in memory: tokens end to end, what a teacher says of each sentence and of each word, how it
 is spelt, and its neighbours. A batch is drawn by row numbers on the CPU, from the seed and its number alone, so that a
 resumed run sees what an undisturbed one would have seen; it is gathered on the device, without padding anywhere.
@@ -13,15 +17,13 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from collect import FAVOUR, NOT_WRITTEN, SINGLE_WORDS
-from corpus import rarities, tokenize
-from kept import kept
+from collect import FAVOUR, WORDS
+from corpus import kept, rarities, tokenize
 from letters import SERBIAN_LATIN
 from spelling import CODES, Characters, projection, signs
-from targets import LEXICAL, TOKENS, Second, said_of
+from targets import LEXICAL, TOKENS, Second, said_of, words_of_english
 from torch import Tensor
 from torch.nn.functional import normalize
-from words import words_of_english
 
 SINGLES = "single words"  # in place of a language
 TOGETHER = 4  # languages beside English in a batch: few, so that it holds many pairs within a language
@@ -102,16 +104,15 @@ class Batches:
         table = pq.read_table(work_dir / "texts.parquet", columns=["lang", "text", "source"])
         langs, texts = table["lang"].to_numpy(), table["text"].combine_chunks()
         names, kind = np.unique(table["source"].to_numpy(), return_inverse=True)
-        written = ~np.isin(names, NOT_WRITTEN)[kind]
+        single = (names == WORDS)[kind]
         said, self.row = said_of(work_dir, hidden)
-        self.characters = Characters(work_dir / "idf.npz", texts, langs, written)
+        self.characters = Characters(work_dir / "idf.npz", texts, langs, ~single)
         codes = self.characters.of_all(work_dir / f"characters-{CODES}.npy", texts, langs)
         self.known, self.rarity = rarities(work_dir)
         self.lang = np.full(len(langs), len(self.known))  # number of each text's language; the last is any other
         for number, lang in enumerate(self.known):
             self.lang[langs == lang] = number
         words, self.word_bounds, numbers, self.number_bounds = words_of_english(work_dir, hidden)
-        single = np.isin(names, SINGLE_WORDS)[kind]
         self.second = Second(work_dir, langs, single, self.row, said, self.device)
 
         self.ids, self.said, self.numbers = (self._there(array) for array in (ids.astype(np.int32), said, numbers))

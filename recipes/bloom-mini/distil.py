@@ -1,9 +1,9 @@
-"""Stages 3 and 4: the student learns the teacher's space.
+"""Stages 4 and 5: the student learns the teachers' space, first with token vectors alone, then with layers.
 
-3. `static`: no layers. A sentence is the mean of its token vectors; they start as the second teacher's embedding of the
+4. `static`: no layers. A sentence is the mean of its token vectors; they start as the second teacher's embedding of the
    token's own string, its spelling mixed in, and are trained on all sentences. No matrix products, so two CPU cores do
    10,000 sentences a second.
-4. `deep`: layers are put over them that begin by changing nothing, and everything is trained on. A run that starts from
+5. `deep`: layers are put over them that begin by changing nothing, and everything is trained on. A run that starts from
    layers goes on with them.
 
 The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what targets
@@ -29,9 +29,20 @@ import numpy as np
 import torch
 from batches import RUN, Batch, Batches
 from collect import FAVOUR
-from state import load_state, save_state
-from student import Rounding, StochasticDepth, adamw, config, grow, pool, quiet_, save, states
-from teach import token_embeddings
+from student import (
+    Rounding,
+    StochasticDepth,
+    adamw,
+    config,
+    grow,
+    load_state,
+    pool,
+    quiet_,
+    save,
+    save_state,
+    states,
+)
+from teach import strings_of
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -44,11 +55,10 @@ SETTLING, NEAR_FIRST = 0.2, 10.0  # share of the steps in which new layers find 
 
 def token_vectors(tokenizer: PreTrainedTokenizerBase, batches: Batches, work_dir: Path) -> torch.Tensor:
     """(vocabulary, hidden), unit length: the second teacher's embedding of each token's string, and how it is spelt."""
-    strings, vectors = token_embeddings(work_dir, tokenizer)
-    said = torch.from_numpy(vectors).to(batches.device)
+    said = torch.from_numpy(np.load(work_dir / "token-said.npy").astype(np.float32)).to(batches.device)
     said = normalize(normalize(said - said.mean(0)) @ batches.second.turn)
     every = torch.arange(len(tokenizer), device=batches.device)
-    codes = torch.from_numpy(batches.characters(strings)).to(batches.device)
+    codes = torch.from_numpy(batches.characters(strings_of(tokenizer))).to(batches.device)
     spelt = batches.spelt(codes, torch.full_like(every, len(batches.known)), every, every)
     return batches.mixed(said, spelt, SPELLING).cpu()
 

@@ -1,4 +1,4 @@
-"""Stage after the layers: token vectors drawn to those of tokens that mean the same (Faruqui et al., 2015).
+"""Stage 6: token vectors are drawn to those of tokens that mean the same (Faruqui et al., 2015).
 
 Retrofitting, across languages:
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from corpus import rarities
 from student import save
-from teach import token_embeddings
+from teach import strings_of
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -42,7 +42,7 @@ def neighbours(said: Tensor) -> tuple[Tensor, Tensor]:
     for start in range(0, len(said), 2048):
         cosine = said[start : start + 2048] @ said.T
         cosine.diagonal(start).fill_(-1)
-        found = cosine.topk(NEIGHBOURS)
+        found = cosine.topk(min(NEIGHBOURS, len(said) - 1))
         nearest.append(found.indices)
         cosines.append(found.values)
     return torch.cat(nearest), torch.cat(cosines)
@@ -83,13 +83,13 @@ def whole_words(tokenizer: PreTrainedTokenizerBase, strings: list[str]) -> np.nd
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="output of distil.py or unpack.py")
+    parser.add_argument("model", type=Path, help="output of distil.py")
     parser.add_argument("output", type=Path)
     parser.add_argument("--work-dir", type=Path, default=Path("work/bloom-mini"))
     args = parser.parse_args()
     model = LacosBloomModel.from_pretrained(args.model)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    strings, said = token_embeddings(args.work_dir, tokenizer)
+    strings, said = strings_of(tokenizer), np.load(args.work_dir / "token-said.npy").astype(np.float32)
     tokens = whole_words(tokenizer, strings)
     langs, rarity = rarities(args.work_dir)
     english = torch.from_numpy(rarity[langs.index("en"), tokens].astype(np.float32))

@@ -1,22 +1,25 @@
 """How sentences are spelt, as vectors: their characters and their tokens, each as loud as it is rare in the language.
 
+Two sentences that share rare words probably speak of the same. A student that has little text of a language cannot do
+better than to know that, so its targets hold some of it.
+
     characters: TF-IDF of character 2- to 4-grams within words, (CODES,) int8, kept for all rows
     tokens:     which of the student's tokens a sentence has, (CODES,), made on the fly (`batches.py`)
 
 Both are hashed with signs into `CODES` columns (count sketches; Charikar et al., 2002), in which cosines survive up to
-1 / sqrt(CODES). Each alone orders pairs about as well as the n-gram baseline does, both together better, in every
-language (`docs/log.md`): a student that has little text of a language cannot do better than to keep them.
+1 / sqrt(CODES).
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
-from cores import cores
-from kept import kept
+from corpus import kept
+from joblib import Parallel, delayed
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.preprocessing import normalize
@@ -35,11 +38,6 @@ def n_grams(texts: list[str]) -> csr_matrix:
         analyzer="char_wb", ngram_range=(2, 4), n_features=BUCKETS, alternate_sign=False, norm=None, dtype=np.float32
     )
     return hashing.transform(texts)
-
-
-def seen_in(texts: list[str]) -> np.ndarray:
-    """(BUCKETS,) in how many of the texts each n-gram is."""
-    return np.bincount(n_grams(texts).indices, minlength=BUCKETS)
 
 
 class Characters:
@@ -75,9 +73,10 @@ class Characters:
         if not path.exists():
             starts = range(0, len(texts), CHUNK)
             parts = (texts[start : start + CHUNK].to_pylist() for start in starts)
-            with atomic(path) as temporary, cores() as pool:
+            with atomic(path) as temporary:
                 table = np.lib.format.open_memmap(temporary, "w+", np.int8, (len(texts), CODES))
-                found = pool.map(self, parts, (langs[start : start + CHUNK] for start in starts))
+                jobs = (delayed(self)(part, langs[at : at + CHUNK]) for at, part in zip(starts, parts, strict=True))
+                found = Parallel(n_jobs=min(len(starts), os.cpu_count() or 1), return_as="generator")(jobs)
                 for start, codes in zip(starts, found, strict=True):
                     table[start : start + CHUNK] = codes
                 table.flush()
@@ -90,11 +89,11 @@ def rarity(texts: pa.Array, langs: np.ndarray, written: np.ndarray) -> dict[str,
     rows = [np.flatnonzero(written & (langs == lang)) for lang in names]
     samples = [texts.take(pa.array(found[:: -(-len(found) // SAMPLE)])).to_pylist() for found in rows]
     idf = np.full((len(names) + 1, BUCKETS), np.log(SAMPLE), np.float32)
-    with cores() as pool:
-        for own, sample, seen in zip(idf, samples, pool.map(seen_in, samples), strict=False):
-            own[:] = np.log((1 + len(sample)) / (1 + seen))
-            used = seen >= 10  # in a small language what is missing is not rare
-            idf[-1, used] = np.minimum(idf[-1], own)[used]
+    for own, sample in zip(idf, samples, strict=False):
+        seen = np.bincount(n_grams(sample).indices, minlength=BUCKETS)
+        own[:] = np.log((1 + len(sample)) / (1 + seen))
+        used = seen >= 10  # in a small language what is missing is not rare
+        idf[-1, used] = np.minimum(idf[-1], own)[used]
     return {"langs": names.astype(str), "idf": idf}
 
 

@@ -6,25 +6,29 @@ A mean of states tells as much apart as it has dimensions: two random tokens hav
 fifty languages' spellings in 256 dimensions that noise decides. What is not linear before the mean makes room. The rows
 of W are random and come in pairs, v and -v, so that one part of an embedding's cosine is that of the states, the other
 that of |V h|: nearly the square of it, token by token, in which what is alike by chance is not. Nothing there is
-learnt, nor is the student trained through it: both were tried, and neither was better (`docs/log.md`).
+learnt, nor is the student trained through it: both were tried, and neither was better.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from pack import pack_table, round_rows
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Normalize, Pooling
 from torch import Tensor, nn
 from transformers import BloomConfig, BloomModel
 
 from lacos_st.bloom import LacosBloomModel
-from lacos_st.packed_table import pack_table, round_rows
+from lacos_st.files import atomic
 from lacos_st.packing import Layout
 
 
@@ -77,7 +81,7 @@ def save(model: BloomModel, output: Path, tokenizer: Path) -> None:
     if not model.config.n_layer:
         return
     widening = Widening(model.config.hidden_size)
-    above = [widening.dense, Pooling(widening.dense.out_features, "mean"), widening.norm]
+    above = [widening.dense, Pooling(widening.dense.out_features, "mean"), widening.norm, Normalize()]
     kinds = [Transformer, *map(type, above)]
     folders = ["", *(f"{number}_{kind.__name__}" for number, kind in enumerate(kinds[1:], 1))]
     for folder, module in zip(folders[1:], above, strict=True):
@@ -148,7 +152,7 @@ def adamw(model: BloomModel, lr: float, lr_table: float) -> tuple[torch.optim.Ad
 
 
 class Rounding:
-    """The table's rows as 4 bits will have them (`lacos_st/packed_table.py`), for layers to get used to.
+    """The table's rows as 4 bits will have them (`pack.py`), for layers to get used to.
 
     Gradients pass as if nothing had been rounded (Bengio et al., 2013). Levels are fitted when it is made.
     """
@@ -170,8 +174,7 @@ class Rounding:
 class StochasticDepth:
     """Each layer's attention is there in `keep` of the steps, and then 1 / keep as loud (Huang et al., 2016).
 
-    What attention adds is what the tokens of a sentence share: layers that may rely on it order pairs less well
-    (`docs/log.md`).
+    What attention adds is what the tokens of a sentence share: layers that may rely on it order pairs less well.
     """
 
     def __init__(self, model: BloomModel, keep: float) -> None:
@@ -209,3 +212,32 @@ def pool(tokens: Tensor, bounds: Tensor) -> Tensor:
     lengths = bounds.diff()
     sentence = torch.repeat_interleave(lengths, output_size=len(tokens))
     return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, sentence, tokens / lengths[sentence, None])
+
+
+def save_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Write weights, the optimiser's moments and the step into one safetensors file, which replaces the last whole.
+
+    A run killed at any moment goes on from the newest state that is there.
+    """
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for number, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{name}": tensor for name, tensor in moments.items()}
+    with atomic(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
+
+
+def load_state(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Put the state into `model` and `optimizer`, and return the step."""
+    weights: dict[str, torch.Tensor] = {}
+    moments: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for key, tensor in load_file(path).items():
+        kind, _, name = key.partition(".")
+        if kind == "model":
+            weights[name] = tensor
+        else:
+            number, _, moment = name.partition(".")
+            moments[int(number)][moment] = tensor
+    model.load_state_dict(weights)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": dict(moments)})
+    with safe_open(path, "pt") as file:
+        return int(file.metadata()["step"])

@@ -1,14 +1,20 @@
 """What a sentence is drawn to, (hidden,): what two teachers say of it, and how it is spelt.
 
-The first teacher speaks of its English, if it has any; the second of the sentence itself, both alike. The spelling are
-its own characters and tokens (`spelling.py`).
+The student's space is the first teacher's, turned so that the student's few dimensions hold most of it:
+
+    target = first @ turn
+
+The last two dimensions are 0: the student puts there what a token should not say (see `student.py`).
+
+The first teacher speaks of a sentence's English, if it has any; the second of the sentence itself, both alike. The
+spelling are the sentence's own characters and tokens (`spelling.py`).
 
     cosine(i, j) = (x_i . x_j - m_i . m_j) / (1 - m_i . m_j),  m the mean of x over a sentence's language
 
-The second teacher's embeddings x all point one way (random pairs have 0.8), each language's somewhat its own.
-Subtracting the means' part from the product leaves pairs in the order that the teacher gives them, which embeddings
-centred and brought to unit length do not (a point less on development sets; `docs/log.md`). So pairs are compared by
-that; a sentence by itself is drawn to its centred embedding, turned into the first teacher's space.
+The second teacher's embeddings x all point one way (random pairs have a cosine of 0.8), each language's somewhat its
+own. Subtracting the means' part from the product leaves pairs in the order that the teacher gives them. Embeddings that
+are centred and brought to unit length do not; that cost a point on development sets. So pairs are compared by the
+formula, and a sentence by itself is drawn to its centred embedding, turned into the first teacher's space.
 """
 
 from __future__ import annotations
@@ -16,14 +22,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from collect import SINGLE_WORDS
-from kept import kept
-from space import onto, turn, unit
-from teach import done
+from collect import WORDS
+from corpus import kept
+from teach import done, encoded
 from torch import Tensor
 from torch.nn.functional import normalize
+from transformers import AutoTokenizer
+
+from lacos_st.files import atomic
 
 LEXICAL: dict[str | None, float] = {
     **dict.fromkeys(("en", "ja", "ko", "zh"), 0.1),
@@ -32,13 +41,40 @@ LEXICAL: dict[str | None, float] = {
     **dict.fromkeys(("az", "kk", "ky", "ug", "uz"), 0.4),
     None: 0.25,
 }
-"""Share of the spelling in a target. The sketch that stands behind the student's embedding (`lexical.py`) counts tokens
-better; what the student spells is for words whose meaning it has not learnt."""
+"""Share of the spelling in a target: for words whose meaning the student has not learnt."""
 TOKENS = 0.5
 """Share of the tokens in the spelling, beside the characters."""
 SHARE = 0.5
 """Of the second teacher, where the first speaks as well."""
 SAMPLE = 100_000  # sentences that both teachers know
+TURNED = 32768  # sentences, at most, that the turn is made of: the first ones of the table
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-9)
+
+
+def turn(work_dir: Path, hidden: int) -> np.ndarray:
+    """(width, hidden) from the first teacher's space onto its leading directions."""
+    read = min(TURNED, done(work_dir / "teacher.json"))
+    first = np.load(work_dir / "teacher.npy", mmap_mode="r")[:read].astype(np.float32)
+    values, vectors = np.linalg.eigh(first.T @ first)
+    share = values[2 - hidden :].sum() / values.sum()
+    print(f"{hidden - 2} of {len(values)} dimensions keep {share:.4f} of the energy")
+    return np.pad(vectors[:, ::-1][:, : hidden - 2], ((0, 0), (0, 2))).astype(np.float32)
+
+
+def onto(teacher: np.ndarray, student: np.ndarray) -> np.ndarray:
+    """(width, hidden) columns at right angles, of unit length but for the silent two, that bring one to the other.
+
+    Orthogonal Procrustes: a turn changes no cosine.
+
+    Args:
+        teacher: (sentences, width) unit length, what a teacher says.
+        student: (sentences, hidden) unit length, what the student says, or should say, of the same.
+    """
+    left, _, right = np.linalg.svd(teacher.T @ student[:, :-2], full_matrices=False)
+    return np.pad(left @ right, ((0, 0), (0, 2))).astype(np.float32)
 
 
 def words_centred(said: np.ndarray, words: np.ndarray) -> np.ndarray:
@@ -58,7 +94,7 @@ def said_of(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray]:
 
     def make() -> dict[str, np.ndarray]:
         table = pq.read_table(work_dir / "texts.parquet", columns=["english", "source"])
-        english, single = table["english"].to_numpy(), np.isin(table["source"].to_numpy(), SINGLE_WORDS)
+        english, single = table["english"].to_numpy(), table["source"].to_numpy() == WORDS
         rows = np.load(work_dir / "english.npy")[:read]
         place = np.full(len(table), -1, np.int32)
         place[rows] = np.arange(len(rows))
@@ -130,3 +166,34 @@ class Second:
         read, known = (at >= 0).float(), said.any(1).float()
         share = read[:, None] * read * (1 - (1 - SHARE) * known[:, None] * known)
         return (1 - share) * (said @ said.T) + share * own
+
+
+def numbers_of(work_dir: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """`numbers`, (tokens,) int8, the word of each of the student's tokens in rows of `texts.parquet`, and `bounds`."""
+    table = pq.read_table(work_dir / "texts.parquet", columns=["text"])["text"].combine_chunks()
+    tokenizer = AutoTokenizer.from_pretrained(work_dir / "tokenizer")
+    found = encoded(tokenizer, "", table.take(pa.array(rows)).to_pylist())
+    numbers = [number.astype(np.int8) for chunk in found for number in chunk.words]
+    return {"numbers": np.concatenate(numbers), "bounds": np.cumsum([0, *map(len, numbers)])}
+
+
+def words_of_english(work_dir: Path, hidden: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Word targets of the sentences of `english.npy`, and which of the student's tokens make which word.
+
+    Returns:
+        (words, hidden) fp16, unit length, or 0 where the teacher did not see the word; (sentences + 1,) bounds there;
+        (tokens,) int8, the word of each token, or -1; (sentences + 1,) bounds there. Kept in files.
+    """
+    read = done(work_dir / "teacher.json")
+    vectors = work_dir / f"words-{hidden}-{read}.npy"
+    if not vectors.exists():
+        into, states = turn(work_dir, hidden), np.load(work_dir / "words.npy", mmap_mode="r")
+        with atomic(vectors) as temporary:
+            table = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(states), hidden))
+            for start in range(0, len(states), 2**17):
+                part = slice(start, start + 2**17)
+                table[part] = unit(states[part].astype(np.float32) @ into)
+            table.flush()
+    english = np.load(work_dir / "english.npy")[:read]
+    stored = kept(work_dir / f"word-numbers-{read}.npz", lambda: numbers_of(work_dir, english))
+    return np.load(vectors, mmap_mode="c"), np.load(work_dir / "starts.npy"), stored["numbers"], stored["bounds"]

@@ -1,4 +1,4 @@
-"""Stage 1b: a byte-level BPE tokenizer, balanced over languages.
+"""Stage 2: a byte-level BPE tokenizer, balanced over languages.
 
 BLOOM's conventions: ids 0 to 3 are <unk>, <s>, </s>, <pad>; byte-level, so nothing is unknown; padded on the right;
 split at letters, digits and punctuation. Ours also folds compatibility forms (NFKC), lower-cases and puts a space in
@@ -12,8 +12,8 @@ have them in this form, and folding them costs 4 to 9 points of retrieval (`docs
 
 Each language gets a share of the training text proportional to its size to the power of 0.55, times `FAVOUR`. A row
 costs 131 bytes of the package (4 bits an entry) and no time: a word that is one token need not be put together by the
-layers, and where content words fall to pieces the sentence's mean loses them (see `docs/ablations.md`). So there are as
-many rows as the package has room for, and half of the text of most favoured languages are single words.
+layers, and where content words fall to pieces the sentence's mean loses them. So there are as many rows as the package
+has room for.
 """
 
 from __future__ import annotations
@@ -25,9 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from collect import FAVOUR, UNSPACED, WORDED
+from collect import FAVOUR
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -117,18 +116,11 @@ def build(sentences: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
     )
 
 
-def sample(
-    table: pa.Table, characters: int, power: float, words: float, seed: int
-) -> tuple[list[str], dict[str, float]]:
+def sample(table: pa.Table, characters: int, power: float, seed: int) -> tuple[list[str], dict[str, float]]:
     """Text of `characters` in all; a language's share is FAVOUR times (its characters)**power.
 
-    Where it has too little its sentences are repeated, up to three times. In favoured languages `words` of the share
-    are single words, drawn as often as people use them (wordfreq): sentences of a few sources repeat their subjects.
-    Not where words are written together, or carry endings that are words themselves.
+    Where it has too little its texts are repeated, up to three times.
     """
-    from wordfreq import get_frequency_dict
-
-    worded = {lang for lang in WORDED if FAVOUR.get(lang, 0) >= 0.5 and lang not in UNSPACED}
     by_lang: dict[str, list[str]] = defaultdict(list)
     for text, lang in zip(table["text"].to_pylist(), table["lang"].to_pylist(), strict=True):
         by_lang[lang].append(text)
@@ -139,19 +131,12 @@ def sample(
     share = {}
     for lang, texts in sorted(by_lang.items()):
         random.Random(seed).shuffle(texts)
-        budget = characters * wanted[lang] / total
-        frequency = get_frequency_dict(WORDED[lang]) if lang in worded else {}
         used = 0
         for text in texts * 3:
-            if used >= budget * (1 - words if frequency else 1):
+            if used >= characters * wanted[lang] / total:
                 break
             chosen.append(text)
             used += len(text)
-        if frequency:
-            count = int((budget - used) / sum(len(word) * f for word, f in frequency.items()))
-            drawn = random.Random(seed).choices([*frequency], [*frequency.values()], k=max(0, count))
-            chosen += drawn
-            used += sum(map(len, drawn))
         share[lang] = used
     return chosen, share
 
@@ -162,12 +147,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=57344)
     parser.add_argument("--characters", type=int, default=30_000_000)
     parser.add_argument("--power", type=float, default=0.55)
-    parser.add_argument("--words", type=float, default=0.5, help="share of single words in favoured languages")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    table = pq.read_table(args.work_dir / "texts.parquet", columns=["text", "lang", "source"])
-    table = table.filter(pc.not_equal(pc.cast(table["source"], pa.string()), "wordfreq"))
-    chosen, share = sample(table, args.characters, args.power, args.words, args.seed)
+    table = pq.read_table(args.work_dir / "texts.parquet", columns=["text", "lang"])
+    chosen, share = sample(table, args.characters, args.power, args.seed)
     tokenizer = build(chosen, args.vocabulary)
     tokenizer.save_pretrained(args.work_dir / "tokenizer")
     print({lang: round(n / 1e6, 2) for lang, n in sorted(share.items(), key=lambda item: -item[1])})

@@ -1,4 +1,4 @@
-"""The folder of the recipe's stages in small: three languages, teachers who say anything, the embedded tokenizer."""
+"""The folder of the recipe's stages in small: three languages, and teachers who say anything."""
 
 import json
 from pathlib import Path
@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-
-from lacos_st import embedded
+import tokenizer
+import torch
+from transformers import BertConfig, BertModel
 
 COUNT = 520  # sentences of each language
+VOCABULARY = 400
 WORDS = {
     "en": ["the", "dog", "cat", "man", "woman", "runs", "sleeps", "plays", "guitar", "red", "house", "river"],
     "es": ["el", "perro", "gato", "hombre", "mujer", "corre", "duerme", "toca", "guitarra", "rojo", "casa", "río"],
@@ -17,9 +19,19 @@ WORDS = {
 }
 
 
+def write_teacher(folder: Path, texts: list[str], width: int = 48) -> Path:
+    """A small random BERT with a tokenizer for the texts."""
+    found = tokenizer.build(texts, VOCABULARY)
+    found.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(found), pad_token_id=found.pad_token_id, **sizes)
+    BertModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
 def write(folder: Path) -> Path:
     """All that stages find after `teach.py`."""
-    embedded.unpack("bloom-mini", folder / "tokenizer")
     random = np.random.default_rng(0)
     rows = []
     for number in range(COUNT):
@@ -27,7 +39,8 @@ def write(folder: Path) -> Path:
         for lang, words in WORDS.items():
             text = " ".join(words[i] for i in meaning) + f" {number}"
             rows.append((text, lang, 3 * number, "tatoeba"))
-    rows += [(f"palabra{i}", "es", -1, "wordfreq") for i in range(COUNT)]
+    rows += [(f"palabra{i}", "es", -1, "words") for i in range(COUNT)]
+    tokenizer.build([row[0] for row in rows], VOCABULARY).save_pretrained(folder / "tokenizer")
     columns = dict(zip(("text", "lang", "english", "source"), map(list, zip(*rows, strict=True)), strict=True))
     columns["english"] = pa.array(columns["english"], pa.int32())
     pq.write_table(pa.table(columns), folder / "texts.parquet")
@@ -46,7 +59,7 @@ def write(folder: Path) -> Path:
     np.save(folder / "second.npy", said(4 * COUNT, 36) + np.float16(0.5))
     for name in ("teacher", "second"):
         (folder / f"{name}.json").write_text(json.dumps({"chunks": 1}))
-    rarity = random.uniform(0.1, 5, (3, 57344)).astype(np.float16)
+    rarity = random.uniform(0.1, 5, (3, VOCABULARY)).astype(np.float16)
     np.savez(folder / "rarity.npz", langs=np.array(["de", "en", "es"]), rarity=rarity)
-    np.savez(folder / "token-said-57344.npz", vectors=random.standard_normal((57344, 36)).astype(np.float16))
+    np.save(folder / "token-said.npy", random.standard_normal((VOCABULARY, 36)).astype(np.float16))
     return folder

@@ -1,13 +1,9 @@
 """`recipes/bloom-mini/letters.py`: sentences in a language's other alphabet."""
 
 import doctest
-import sys
-from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
 import letters
+import pytest
 from letters import SERBIAN_LATIN, UYGHUR_CYRILLIC, by_letters, serbian_in_latin, uyghur_in_cyrillic
 
 

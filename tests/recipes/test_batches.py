@@ -1,22 +1,18 @@
 """`recipes/bloom-mini`: what batches hold, and that training from them is the same every time."""
 
 import sys
-from pathlib import Path
 
+import distil
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from transformers import AutoTokenizer
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "recipes/bloom-mini"))
-import distil
 from batches import EOS, NEIGHBOURS, SINGLES, Batches
 from corpus import tokenize
-from space import turn
 from spelling import CODES, Characters
-from targets import LEXICAL, SHARE, said_of
+from targets import LEXICAL, SHARE, said_of, turn
 from teach import words_of
+from transformers import AutoTokenizer
 
 HIDDEN = 32
 
