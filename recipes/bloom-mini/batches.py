@@ -1,12 +1,11 @@
-"""The training text on the device that trains, and batches of it.
+"""The training text in memory, and batches of it.
 
-A student learns which of two near sentences is nearer only where a batch has near ones, and among random sentences
-there are hardly any. So a batch is drawn in runs: a sentence, and some of its neighbours by what the teachers say. It
-holds few languages, for many pairs within each.
+Which of two similar sentences is nearer is learnt only from batches with similar sentences, and a random batch has
+hardly any. So a batch is drawn in runs: a sentence and some of its nearest neighbours by their targets. It holds
+English, single words, and four other languages, so that there are many pairs within each.
 
-All rows that have a target, in memory: tokens end to end, what a teacher says of each sentence and of each word, how it
-is spelt, and its neighbours. A batch is drawn by row numbers on the CPU, from the seed and its number alone, so that a
-resumed run sees what an undisturbed one would have seen; it is gathered on the device, without padding anywhere.
+Batch number k depends on the seed and on k alone: a run that was stopped sees the same batches as one that was not.
+Rows are drawn on the CPU and gathered on the device that trains, without padding.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Output, in --work-dir:
 * `sources.json`: sentences and licence of each source, which the model card lists.
 
 The model is judged on STS sets, so it must not have seen their sentences: one that occurs in an STS set (any split,
-any language; compared after lower-casing and removing punctuation) is dropped. MRPC, SICK and STS files are no sources
-at all, and tatoeba-test is left to evaluation.
+any language; compared after lower-casing and removing punctuation) is dropped. MRPC, SICK and STS files are no
+sources at all, and tatoeba-test is left to evaluation.
 
 The most frequent words of each language are added as texts of one word: a teacher that knows the language says what
 they mean, which a small model does not learn from a few thousand sentences.

@@ -1,10 +1,12 @@
 """The training text as tokens, and how rare each token is in each language.
 
-A sentence's embedding is a mean over its tokens, so it matters how much each of them counts. "the" says nothing, and
-"guitar" says much: the rarer a token is in the sentences of a language, the more it says (inverse document frequency).
+A sentence embedding is a mean over tokens, so each token needs a weight: "the" should count little, "guitar" much.
+The weight is the inverse document frequency, in the language of the sentence: the fewer sentences have a token, the
+more it counts. Frequencies of all languages together would mislead: "het" is rare in general, and a stop word in
+Dutch.
 
-`tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence cut
-to 64 tokens with its </s>. `rarity.npz` holds `langs`, and `rarity`, (languages, vocabulary).
+`tokens.npz` holds all sentences of `texts.parquet` end to end: `ids` (uint16), `offsets` (rows + 1), each sentence
+cut to 64 tokens with its </s>. `rarity.npz` holds `langs`, and `rarity`, (languages, vocabulary).
 """
 
 from __future__ import annotations

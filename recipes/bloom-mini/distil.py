@@ -1,21 +1,23 @@
-"""Stages 4 and 5: the student learns the teachers' space, first with token vectors alone, then with layers.
+"""Stages 4 and 5: the student is trained to produce the targets, first as token vectors alone, then with layers.
 
-4. `static`: no layers. A sentence is the mean of its token vectors; they start as the second teacher's embedding of the
-   token's own string, its spelling mixed in, and are trained on all sentences. No matrix products, so two CPU cores do
-   10,000 sentences a second.
-5. `deep`: layers are put over them that begin by changing nothing, and everything is trained on. A run that starts from
-   layers goes on with them.
+4. `static`: no layers. A sentence is the mean of its token vectors. They start as the second teacher's embedding of
+   each token's own string, mixed with its spelling. Without matrix products two CPU cores train on 10,000 sentences a
+   second.
+5. `deep`: layers over these vectors, which change nothing at first; everything is trained. A run that starts from a
+   checkpoint with layers trains them further.
 
-The loss draws a sentence to its target (`targets.py`; 1 - cosine), the batch's cosine matrix to that of what targets
-are made of (mean squared difference, times --matrix), within each language once more, and within runs of similar
-sentences (times --near): which of two near pairs is nearer is what STS asks. With --words it also draws each English
-word to what the teacher says of it there, which is what layers learn to use a context from; with --loudness each
-token's share in a sentence, outside English, to its rarity in that language. With --round the table is read as 4 bits
-will have it; with --keep layers must do without attention in some steps. New layers find their place first: in a fifth
-of the steps --near is 10 at most, and nothing is rounded. Training is in the space that is compared at the end: there
-is no projection head to throw away.
+The loss is a sum of
 
-A run is resumed where it stopped if its output holds a state of the same stage. On a CPU it gives the same weights
+* 1 - cosine of each sentence to its target;
+* --matrix times the squared error of the batch's cosine matrix, and once more within each language;
+* --near times the same within runs of similar sentences, since STS asks which of two similar pairs is nearer;
+* --words times 1 - cosine of each English word to the teacher's state of that word in its context;
+* --loudness times the error of how much each token weighs in its sentence; by its rarity, outside English.
+
+With --round the layers read the table as 4 bits will store it. With --keep a layer's attention is left out of some
+steps. New layers are first trained for a fifth of the steps with --near at most 10 and without rounding.
+
+A run goes on where it was stopped if its output holds a state of the same stage. On a CPU it gives the same weights
 every time; a GPU adds up in another order each time.
 """
 

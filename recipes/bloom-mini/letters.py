@@ -1,8 +1,8 @@
-"""Languages that are written in two alphabets: the same sentences in the other one.
+"""Sentences of languages with two alphabets, written in the other one.
 
-Most Uyghur text is in Arabic letters and most Serbian software speaks in Cyrillic ones; people write Uyghur in Cyrillic
-letters too (in Kazakhstan), and Serbian in Latin ones as often. Letters correspond nearly one to one, so each sentence
-is also one in the other alphabet, and a model that has never seen that takes it for another language.
+Uyghur is written in Arabic letters, and in Cyrillic ones in Kazakhstan; Serbian in Cyrillic and in Latin letters. Our
+sources have one of each. Letters correspond nearly one to one, so each sentence is transliterated, and the model sees
+both forms. Without that it takes the other alphabet for another language.
 """
 
 from __future__ import annotations

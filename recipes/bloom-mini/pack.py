@@ -2,13 +2,13 @@
 
 A checkpoint has 4 bytes a weight: 69 MB for 17 million. Packed it is a seventh of that.
 
-* Layers: 8 bits. Each row of a matrix has one scale, its largest absolute entry; entries become whole numbers from -127
-  to 127. That is what bitsandbytes stores, so stock transformers reads it.
+* Layers: 8 bits. Each row of a matrix has one scale, its largest absolute entry; entries become whole numbers from
+  -127 to 127. That is what bitsandbytes stores, so stock transformers reads it.
 * Embedding table: 4 bits an entry. Half of the usual 8 cost a small model hardly anything: a sentence is a mean over
-  tokens, which averages their rounding out. An entry, divided by its row's root mean square, becomes the nearest of 16
-  levels, which are fitted to the table (Lloyd, 1982); a row's scale then makes the least squared error.
-* Two *fine* columns of the table keep 8 bits: the model says in them how much a token counts, its layers amplify that,
-  and 4 bits are too few for values that steer others (as outliers in LLM.int8; Dettmers et al., 2022).
+  tokens, which averages their rounding out. An entry, divided by its row's root mean square, becomes the nearest of
+  16 levels, which are fitted to the table (Lloyd, 1982); a row's scale then makes the least squared error.
+* Two *fine* columns of the table keep 8 bits: the model says in them how much a token counts, its layers amplify
+  that, and 4 bits are too few for values that steer others (as outliers in LLM.int8; Dettmers et al., 2022).
 
 `lacos_st.embedded.unpack` is the way back. An adapter trained on the base travels without it:
 

@@ -1,16 +1,14 @@
-"""Stage 6: token vectors are drawn to those of tokens that mean the same (Faruqui et al., 2015).
+"""Stage 6: rows of the embedding table move towards those of tokens that mean the same (Faruqui et al., 2015).
 
-Retrofitting, across languages:
+    v_i <- (1 - s_i) v_i + s_i mean of v_j over the 64 nearest tokens j, weighed by cosine(i, j) - 0.35 where above 0
 
-    v_i <- (1 - s_i) v_i + s_i mean of v_j, each as much as cosine(i, j) is above 0.35, over 64 neighbours j
+Near is what the second teacher's embeddings of the tokens' strings say, in any language. Most tokens are rare, so
+training has updated their rows a few times only, and rounding to 4 bits has added noise. Averaging with rows of the
+same meaning removes some of that, and brings words of one meaning together across languages. Nothing is trained. The
+layers above need not be trained again: a row keeps its length, its last two dimensions, and most of its direction.
 
-Most tokens are rare: training has moved them a few times, and 4 bits have rounded them since. Their neighbours, in any
-language, by what the second teacher says of their strings, have been moved too, each by sentences of its own. So what a
-token means is told by several rows, words of one meaning come together across languages, and nothing is trained. The
-layers above need not learn anew: a row keeps its length, its two silent dimensions, and most of its direction.
-
-A token that English uses often stays: it has been met often enough to know better. So do pieces within words: of a
-string that is no word a teacher says anything.
+Two kinds of rows stay as they are: tokens that are frequent in English, which have had enough updates, and pieces
+within words, whose strings mean nothing by themselves.
 
     python retrofit.py work/bloom-mini/deep work/bloom-mini/retrofitted    # once: again it would move them further
 """

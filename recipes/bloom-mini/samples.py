@@ -3,12 +3,12 @@
 * `nli-train`, `nli-dev`: a premise, what it entails, what it contradicts; mostly English. Each row of
   `nli/triplets.*.jsonl.gz` below --data-dir names its data set, and only those in LICENCES are kept. InferBR
   (Portuguese, MIT) is left out: its triplets cost Portuguese five points.
-* `es-train`, `fr-train`, `pt-train`, `it-train`: English ones translated by Apertium's rules (apertium.org; GPL; Debian
-  packages `apertium-eng-spa`, `apertium-eng-cat`, `apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`,
-  `apertium-cat-ita`), which run offline. Catalan, the pair best looked after, is the way to French and Italian, Spanish
-  and Catalan that to Portuguese.
-* `across-train`: an English sentence, its translation (Tatoeba, NTREX), and the translation of another sentence that is
-  spelt most like the right one: what means the same across languages, which NLI alone unlearns.
+* `es-train`, `fr-train`, `pt-train`, `it-train`: English ones translated by Apertium's rules (apertium.org; GPL;
+  Debian packages `apertium-eng-spa`, `apertium-eng-cat`, `apertium-spa-cat`, `apertium-fra-cat`, `apertium-por-cat`,
+  `apertium-cat-ita`), which run offline. Catalan, the pair best looked after, is the way to French and Italian,
+  Spanish and Catalan that to Portuguese.
+* `across-train`: an English sentence, its translation (Tatoeba, NTREX), and the translation of another sentence that
+  is spelt most like the right one: what means the same across languages, which NLI alone unlearns.
 
 Sentences of STS sets are left out, before translating and after; held-out triplets share no anchor with those trained
 on.

@@ -1,13 +1,13 @@
-"""How sentences are spelt, as vectors: their characters and their tokens, each as loud as it is rare in the language.
+"""How a sentence is spelt, as a vector: its characters and its tokens, each weighed by its rarity in the language.
 
-Two sentences that share rare words probably speak of the same. A student that has little text of a language cannot do
-better than to know that, so its targets hold some of it.
+Two sentences that share rare words are probably about the same thing. That holds for words whose meaning a student
+has not learnt, so targets contain some of it.
 
-    characters: TF-IDF of character 2- to 4-grams within words, (CODES,) int8, kept for all rows
-    tokens:     which of the student's tokens a sentence has, (CODES,), made on the fly (`batches.py`)
+    characters: TF-IDF of character 2- to 4-grams within words, (CODES,) int8, stored for all rows
+    tokens:     which of the student's tokens a sentence has, (CODES,), computed in `batches.py`
 
-Both are hashed with signs into `CODES` columns (count sketches; Charikar et al., 2002), in which cosines survive up to
-1 / sqrt(CODES).
+Both are hashed with random signs into `CODES` columns (count sketches; Charikar et al., 2002). Cosines are preserved
+up to 1 / sqrt(CODES).
 """
 
 from __future__ import annotations

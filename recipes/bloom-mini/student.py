@@ -1,12 +1,16 @@
-"""The student: BLOOM's architecture in small, and how its states become a sentence.
+"""The student: a small BLOOM, and how its token states become a sentence embedding.
 
     token states (tokens, hidden) -> relu(W h) (tokens, 2 x hidden) -> mean -> layer norm: (sentences, 2 x hidden)
 
-A mean of states tells as much apart as it has dimensions: two random tokens have a cosine of 1 / sqrt(hidden), and with
-fifty languages' spellings in 256 dimensions that noise decides. What is not linear before the mean makes room. The rows
-of W are random and come in pairs, v and -v, so that one part of an embedding's cosine is that of the states, the other
-that of |V h|: nearly the square of it, token by token, in which what is alike by chance is not. Nothing there is
-learnt, nor is the student trained through it: both were tried, and neither was better.
+**Why a layer before the mean.** The mean of random vectors in 256 dimensions has noise: two unrelated tokens have a
+cosine of about 1 / sqrt(256). Averaging after a ReLU over random directions reduces it. The rows of W come in pairs,
+v and -v, so that one half of a cosine is that of the states, and the other that of |V h|. The latter is nearly the
+square of the former, token by token, and squaring makes small accidental cosines vanish. W is random and fixed:
+training it, or training the student through it, was no better.
+
+**How a token says how much it counts.** BLOOM normalises each token's vector at the start and at the end, so a
+vector's length cannot carry a weight. The last two dimensions do (`quiet_`): large values there leave less of the
+normalised length to all others, and the final layer norm sets the two to 0.
 """
 
 from __future__ import annotations

@@ -1,20 +1,25 @@
-"""What a sentence is drawn to, (hidden,): what two teachers say of it, and how it is spelt.
+"""The target of each sentence: the embedding that the student is trained to produce, (hidden,).
 
-The student's space is the first teacher's, turned so that the student's few dimensions hold most of it:
+A target has three parts.
+
+* The first teacher's embedding of the sentence's English translation, if there is one.
+* The second teacher's embedding of the sentence itself. Where both are there, each counts half.
+* How the sentence is spelt (`spelling.py`), for words that the student has seen too rarely to learn their meaning.
+
+The student has fewer dimensions than a teacher, so targets lie in the first teacher's leading principal directions:
 
     target = first @ turn
 
-The last two dimensions are 0: the student puts there what a token should not say (see `student.py`).
+The last two dimensions are 0, since the student keeps the weight of a token there (see `student.py`). The second
+teacher's embeddings are rotated into that space (orthogonal Procrustes), which changes no cosine.
 
-The first teacher speaks of a sentence's English, if it has any; the second of the sentence itself, both alike. The
-spelling are the sentence's own characters and tokens (`spelling.py`).
+The second teacher's embeddings x all point in one direction: random pairs have a cosine of 0.8, and each language has
+a mean m of its own. So cosines are compared without the means' part:
 
-    cosine(i, j) = (x_i . x_j - m_i . m_j) / (1 - m_i . m_j),  m the mean of x over a sentence's language
+    cosine(i, j) = (x_i . x_j - m_i . m_j) / (1 - m_i . m_j)
 
-The second teacher's embeddings x all point one way (random pairs have a cosine of 0.8), each language's somewhat its
-own. Subtracting the means' part from the product leaves pairs in the order that the teacher gives them. Embeddings that
-are centred and brought to unit length do not; that cost a point on development sets. So pairs are compared by the
-formula, and a sentence by itself is drawn to its centred embedding, turned into the first teacher's space.
+That keeps the order in which the teacher ranks pairs. Centring the embeddings and scaling them to length 1 does not,
+and cost a point on development sets.
 """
 
 from __future__ import annotations

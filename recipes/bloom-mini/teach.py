@@ -1,22 +1,23 @@
-"""Stage 3: two teachers read the sentences once, and what they say is stored.
+"""Stage 3: two teachers embed all sentences once, and the embeddings are stored.
 
-A teacher is a sentence-embedding model that is larger than ours and already good. Ours learns by imitation: its
-embedding of a sentence is to be the teacher's (distillation; Reimers and Gurevych, 2020, across languages).
+A teacher is a sentence-embedding model that is larger than ours and already good. Ours is trained to reproduce its
+embeddings (knowledge distillation; Reimers and Gurevych, 2020, across languages).
 
-The first, all-MiniLM-L6-v2 (Apache-2.0), reads English: the student learns from it what an English sentence means, and
-that the sentence's translations mean the same. An embedding is the mean of the teacher's token states. The states
-themselves, word by word, are ten targets where the mean is one: layers learn from them what a word means in its
-context. A word is what stands between blanks.
+The first, all-MiniLM-L6-v2 (Apache-2.0), reads English. The student learns from it the meaning of English sentences,
+and that a translation means the same as its English. An embedding is the mean of the teacher's token states. The
+states are stored too, word by word: ten targets a sentence in place of one, from which layers learn what a word means
+in its context. A word is what stands between blanks.
 
-The second, multilingual-e5-small (Wang et al., 2024; MIT), reads a hundred languages: sentences in their own words,
-frequent words by themselves, and the string of each of the student's tokens, with which its training begins.
+The second, multilingual-e5-small (Wang et al., 2024; MIT), reads a hundred languages. It embeds sentences as they
+are, frequent words by themselves, and the string of each of the student's tokens, with which the student's training
+begins.
 
-Output, in --work-dir, of the first: `english.npy`, (sentences,) int32, rows of `texts.parquet`, the most useful first;
-`teacher.npy`, (sentences, width) fp16, unit length; `words.npy`, (words, width) fp16, unit length, 0 where the
+Output, in --work-dir, of the first: `english.npy`, (sentences,) int32, rows of `texts.parquet`, the most useful
+first; `teacher.npy`, (sentences, width) fp16, length 1; `words.npy`, (words, width) fp16, length 1, or 0 where the
 teacher's tokens end before; `starts.npy`: sentence i has the words starts[i] to starts[i + 1]. Of the second:
-`second-rows.npy` and `second.npy`, alike, and `token-said.npy`, (vocabulary, width). A run that was stopped goes on:
-chunks of 8,192 sentences that are done are counted in `teacher.json` and `second.json`, and later stages use those
-alone.
+`second-rows.npy` and `second.npy`, alike, and `token-said.npy`, (vocabulary, width). A run goes on where it was
+stopped: finished chunks of 8,192 sentences are counted in `teacher.json` and `second.json`, and later stages use
+those alone.
 """
 
 from __future__ import annotations

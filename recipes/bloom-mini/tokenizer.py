@@ -7,13 +7,13 @@ state has read the whole sentence.
 
 The normaliser removes what writers of a script leave out (Arabic vowel marks, Hebrew points) and folds what they vary
 (digits, dashes, quotation marks). What tells words apart stays: French accents, Devanagari vowel signs, Vietnamese
-tones. So do Arabic letters with hamza and the Persian forms of yeh and kaf: most words of the vocabulary that have them
-have them in this form, and folding them costs 4 to 9 points of retrieval (`docs/log.md`).
+tones. So do Arabic letters with hamza and the Persian forms of yeh and kaf: most words of the vocabulary that have
+them have them in this form, and folding them costs 4 to 9 points of retrieval (`docs/log.md`).
 
 Each language gets a share of the training text proportional to its size to the power of 0.55, times `FAVOUR`. A row
 costs 131 bytes of the package (4 bits an entry) and no time: a word that is one token need not be put together by the
-layers, and where content words fall to pieces the sentence's mean loses them. So there are as many rows as the package
-has room for.
+layers, and where content words fall to pieces the sentence's mean loses them. So there are as many rows as the
+package has room for.
 """
 
 from __future__ import annotations
