@@ -55,6 +55,7 @@ VARIANTS = [
     (r"[\u2010-\u2015\u2212\u05be]", "-"),  # dashes
     (r"[\u201c-\u201f\u00ab\u00bb\u2039\u203a\u300c-\u300f\u05f4]", '"'),
     ("(?<=[\u0620-\u06ff])\u200c(?=[\u0620-\u06ff])", " "),  # Persian: a narrow space, often written as a space
+    ("\u0930\u094d\u200d", "\u0931\u094d"),  # Marathi: half a ra, from times before it had a sign
     (r"(?<=[\p{L}\p{M}])[\u200c\u200d]", ""),  # elsewhere they only say how letters join
     ("i\u0307", "i"),  # what lower-casing makes of the Turkish capital
     ("\u0451", "\u0435"),  # Russian, whose writers leave its dots out

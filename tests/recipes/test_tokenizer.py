@@ -51,6 +51,7 @@ def test_white_space_is_one_space(tokenizer, text):
         ("ｶﾀｶﾅ", "カタカナ"),  # half width
         ("می\u200cخواهم", "می خواهم"),  # a narrow space
         ("क्\u200dष", "क्ष"),  # a joiner
+        ("दर\u094d\u200dया", "दऱ\u094dया"),  # half a ra: valleys
         ("\u201cyes\u201d \u00abno\u00bb \u201eso\u201c \u300cそう\u300d", '"yes" "no" "so" "そう"'),
         ("\u2018yes\u2019, rock \u2019n\u2019 roll", "'yes', rock 'n' roll"),
         ("1939\u20131945 \u2014 a war \u2212 5", "1939-1945 - a war - 5"),  # dashes
@@ -76,6 +77,7 @@ def test_signs_that_nobody_sees_or_tells_apart_say_nothing(tokenizer, text, same
         ("mả", "mạ"),
         ("कि", "की"),  # Devanagari vowel signs
         ("काम", "कम"),
+        ("दर\u094dया", "दर\u094d\u200dया"),  # the sea, and valleys
         ("がき", "かき"),  # Japanese voicing
         ("й", "и"),
         ("ş", "s"),
