@@ -17,7 +17,7 @@ from sentence_transformers.base.sampler import BatchSamplers
 from lacos_st.adapters import LORA_TARGETS
 from lacos_st.config import LacosConfig
 from lacos_st.data import load_training_data, load_training_sources
-from lacos_st.embedded import sample_path
+from lacos_st.embedded import own_settings, samples
 from lacos_st.held_out import hold_out
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer
@@ -31,11 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TRAINING_LENGTH = 128  # tokens kept of a text where neither recipe nor base says
-EMBEDDING_RANK, PLAIN_RANK = 4, 16  # of adapters over a base that makes embeddings already, and over others
-_SAMPLE = [
-    f"{sample_path('nli-train')}@0.3",
-    *(str(sample_path(f"{n}-train")) for n in ("es", "pt", "fr", "it", "across")),
-]
+RANK = 16  # of an adapter where neither recipe nor base says
 _EVALUATIONS = 10  # evaluations and checkpoints in a run, unless eval_steps says otherwise
 
 
@@ -78,9 +74,14 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
                 stacklevel=3,
             )
     else:
-        rank = config.lora_rank or (PLAIN_RANK if model.is_plain_checkpoint else EMBEDDING_RANK)
+        rank = rank_of(config)
         model.add_lora(rank, config.lora_alpha or 2 * rank, config.lora_dropout, tuple(config.lora_targets))
     return model
+
+
+def rank_of(config: LacosConfig) -> int:
+    """Rank of a new adapter: the recipe's, else what suits the embedded base, else 16."""
+    return config.lora_rank or int(own_settings(config.base).get("lora_rank", RANK))
 
 
 def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
@@ -121,8 +122,8 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
         "min_score": config.min_score,
         "seed": config.seed,
     }
-    data = load_training_sources(config.train_data or _SAMPLE, max_rows=config.max_rows, **options)
-    eval_sources = config.eval_data or ([] if config.train_data else [str(sample_path("nli-dev"))])
+    data = load_training_sources(config.train_data or samples("samples"), max_rows=config.max_rows, **options)
+    eval_sources = config.eval_data or ([] if config.train_data else samples("held_out"))
     if eval_sources:
         held = load_training_data(eval_sources, if_present=True, **options)
     else:
@@ -225,7 +226,7 @@ def memory_options(config: LacosConfig, training: bool = True) -> dict[str, Any]
     """
     return {
         "length": config.max_seq_length or TRAINING_LENGTH,
-        "rank": config.lora_rank or PLAIN_RANK,  # the larger default: there is no model yet to say which it is
+        "rank": rank_of(config),
         "targets": tuple(config.lora_targets),
         "dropout": config.lora_dropout,
         "optimizer": config.optimizer,

@@ -64,7 +64,7 @@ class LacosConfig:
     )
     # -- adapter
     lora_rank: int | None = _option(
-        None, "inner dimension of the LoRA update; none: 16, or 4 where the base makes embeddings already"
+        None, "inner dimension of the LoRA update; none: 16, or what suits the embedded base"
     )
     lora_alpha: int | None = _option(None, "the update is scaled by alpha / rank; none: twice the rank")
     lora_dropout: float = _option(0.05, "dropout on the adapter's input; above 0 for unlabelled sentences")

@@ -22,9 +22,11 @@ import os
 import shutil
 import sys
 import tempfile
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -64,6 +66,35 @@ def sample_path(name: str) -> Path:
     if name not in _SAMPLES:
         raise LacosError(f"There is no embedded sample {name!r}: choose from {', '.join(_SAMPLES)}.")
     return ASSETS / _SAMPLES[name]
+
+
+@cache
+def _recipe() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ASSETS / "recipe.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def samples(part: str) -> list[str]:
+    """The samples that a recipe without data uses, from `recipe.yaml`.
+
+    Args:
+        part: "samples" to train on, or "held_out" to choose the best step by.
+
+    Returns:
+        Paths, each with its weight behind an `@` where it has one.
+    """
+    parts = (entry.partition("@") for entry in _recipe()[part])
+    return [f"{sample_path(name)}{at}{weight}" for name, at, weight in parts]
+
+
+def own_settings(base: str) -> dict[str, Any]:
+    """Settings of `LacosConfig` that suit an embedded base, from `recipe.yaml`; empty for any other base.
+
+    Args:
+        base: As in a recipe. A local directory of that name comes first, and has none.
+    """
+    found: dict[str, Any] = {} if base not in EMBEDDED or Path(base).is_dir() else _recipe().get(base, {})
+    return found
 
 
 def unpack(name: str, directory: str | Path) -> None:

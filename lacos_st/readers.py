@@ -279,7 +279,8 @@ def _csv(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
             if "field limit" in str(error):
                 why = (
                     f"{span}a field has more than {csv.field_size_limit():,} characters. "
-                    f"{'Close every quote, shorten' if span else 'Shorten'} it, or write the data as JSON lines or Parquet, which have no such limit"
+                    f"{'Close every quote, shorten' if span else 'Shorten'} it, or write the data as JSON lines or "
+                    "Parquet, which have no such limit"
                 )
             else:
                 why = f"{span}cannot be parsed: {error}. Write a quote inside quotes twice, and close every quote"

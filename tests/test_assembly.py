@@ -5,8 +5,7 @@ from datasets import Dataset, DatasetDict
 
 from lacos_st import LacosConfig, LacosSentenceTransformer
 from lacos_st.assembly import (
-    EMBEDDING_RANK,
-    PLAIN_RANK,
+    RANK,
     adapter_settings,
     build_arguments,
     build_data,
@@ -21,15 +20,18 @@ def saved(tiny_bloom, tmp_path):
     return str(tmp_path / "saved")
 
 
-def test_a_base_that_makes_embeddings_already_gets_a_small_adapter(tiny_bloom, saved):
+def test_the_embedded_base_alone_has_settings_of_its_own(tiny_bloom, saved, tmp_path, monkeypatch):
     def adapter(base, **options):
         settings = adapter_settings(build_model(LacosConfig(base=str(base), **options)))
         return settings["lora_rank"], settings["lora_alpha"]
 
-    small, large = (EMBEDDING_RANK, 2 * EMBEDDING_RANK), (PLAIN_RANK, 2 * PLAIN_RANK)
-    assert [adapter(tiny_bloom), adapter(saved), adapter("bloom-mini")] == [large, small, small]
-    assert adapter(saved, lora_rank=5) == (5, 10)
-    assert adapter(saved, lora_alpha=5) == (EMBEDDING_RANK, 5)
+    usual = (RANK, 2 * RANK)
+    assert [adapter(tiny_bloom), adapter(saved), adapter("bloom-mini")] == [usual, usual, (4, 8)]
+    assert adapter("bloom-mini", lora_rank=5) == (5, 10)
+    assert adapter(saved, lora_alpha=5) == (RANK, 5)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "saved").rename(tmp_path / "bloom-mini")  # a directory of one's own comes first
+    assert adapter("bloom-mini") == usual
 
 
 def test_an_adapter_that_is_there_contradicts_no_recipe_that_is_silent(saved, tmp_path, recwarn):
