@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lacos_st.errors import listed, shown
+from lacos_st.errors import listed, shortened, shown
 from lacos_st.readers import NLI_LABELS, DataError, Row, Table
 
 NAMES: dict[str, tuple[str, ...]] = {
@@ -149,14 +149,10 @@ class Layout:
 def override(columns: Sequence[str] | Mapping[str, str]) -> str:
     """Return how a user says which columns to read, in Python and on the command line."""
     if isinstance(columns, Mapping):
-        roles = {role: _cut(name) for role, name in columns.items()}
+        roles = {role: shortened(name) for role, name in columns.items()}
         return f"columns={roles} (--columns {shlex.join(f'{role}={name}' for role, name in roles.items())})"
-    names = [_cut(name) for name in columns]
+    names = list(map(shortened, columns))
     return f"columns={names} (--columns {shlex.join(names)})"
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= 60 else f"{name[:57]}..."
 
 
 def nli_label(value: Any) -> int | None:

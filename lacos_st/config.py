@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 
 import yaml
 
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, shortened, shown
 from lacos_st.files import at_home, atomic
 
 
@@ -134,7 +134,7 @@ class LacosConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise LacosError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
         if self.template is not None and self.template.count("{text}") != 1:
-            raise LacosError(f"template={self.template!r} must contain {{text}} exactly once.")
+            raise LacosError(f"template={shown(self.template)} must contain {{text}} exactly once.")
         if not self.lora_targets:
             raise LacosError("lora_targets is empty: name at least one layer, for example query_key_value.")
 
@@ -152,7 +152,7 @@ class LacosConfig:
 
                 near = difflib.get_close_matches(str(name), known, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
-                raise LacosError(f"{source} has the unknown setting {name!r}.{hint} Known: {', '.join(known)}.")
+                raise LacosError(f"{source} has the unknown setting {shown(name)}.{hint} Known: {', '.join(known)}.")
         return cls(**values)
 
     @classmethod
@@ -167,7 +167,7 @@ class LacosConfig:
         except OSError as error:
             raise LacosError(f"The recipe {str(path)!r} cannot be read: {error.strerror}.") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise LacosError(f"The recipe {str(path)!r} is no valid YAML: {error}") from error
+            raise LacosError(f"The recipe {str(path)!r} is no valid YAML: {shortened(str(error), 1000)}") from error
         if values is None:
             values = {}
         if not isinstance(values, dict):
@@ -215,15 +215,15 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
         kind = next(option for option in typing.get_args(kind) if option is not type(None))
     if typing.get_origin(kind) is Literal:
         if value not in typing.get_args(kind):
-            raise LacosError(f"{name}={value!r} is not one of {', '.join(map(str, typing.get_args(kind)))}.")
+            raise LacosError(f"{name}={shown(value)} is not one of {', '.join(map(str, typing.get_args(kind)))}.")
         return value
     if typing.get_origin(kind) is list:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise LacosError(f"{name}={value!r} must be a list.")
+            raise LacosError(f"{name}={shown(value)} must be a list.")
         return [str(item) for item in value]
     if kind is bool:
         if not isinstance(value, bool):
-            raise LacosError(f"{name}={value!r} must be true or false.")
+            raise LacosError(f"{name}={shown(value)} must be true or false.")
         return value
     if kind in (int, float):
         try:
@@ -231,8 +231,10 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             if isinstance(value, bool) or not math.isfinite(number) or (kind is int and number != int(number)):
                 raise ValueError
         except (TypeError, ValueError, OverflowError):
-            raise LacosError(f"{name}={value!r} must be {'a whole' if kind is int else 'a finite'} number.") from None
+            raise LacosError(
+                f"{name}={shown(value)} must be {'a whole' if kind is int else 'a finite'} number."
+            ) from None
         return kind(number)
     if not isinstance(value, str):
-        raise LacosError(f"{name}={value!r} must be a text.")
+        raise LacosError(f"{name}={shown(value)} must be a text.")
     return value

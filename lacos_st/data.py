@@ -41,6 +41,7 @@ import pyarrow as pa
 
 from lacos_st.columns import Columns, layout_of, override
 from lacos_st.doubts import check
+from lacos_st.errors import shown
 from lacos_st.files import at_home
 from lacos_st.mixing import first_occurrences, mix
 from lacos_st.readers import FORMATS, DataError
@@ -222,7 +223,7 @@ def _read_all(sources: Sources, settings: _Settings) -> tuple[list[Part], list[f
     if per_source and isinstance(columns, Mapping):
         strange = set(columns) - {name for name, _ in weighted}
         if strange:
-            raise DataError(f"columns names {sorted(strange)[0]!r}, which is none of the sources.")
+            raise DataError(f"columns names {shown(sorted(strange)[0])}, which is none of the sources.")
     parts: list[Part] = []
     weights, notes = [], []
     for name, weight in weighted:
@@ -309,7 +310,7 @@ def _weighted(sources: Sources) -> list[tuple[str, float]]:
         except (TypeError, ValueError):
             weight = 0.0
         if not 0 < weight < float("inf"):
-            raise DataError(f"The weight {given!r} of {name!r} must be a number above 0: {name}@0.5, for example.")
+            raise DataError(f"The weight {shown(given)} of {name!r} must be a number above 0: {name}@0.5, for example.")
         weighted.append((name, weight))
     twice = [name for name, _ in weighted if [other for other, _ in weighted].count(name) > 1]
     if twice:

@@ -56,9 +56,9 @@ def check(table: Table, layout: Layout) -> None:
     """
     if layout.found == "given" or table.kind == "text":
         return
-    rows = table.head()
+    rows = [row for row in table.head() if any(name in row.values for name in layout.texts)]  # others are bad rows
     if layout.found == "order" and table.kind in ("csv", "tsv"):
-        _check_header(table, layout, rows)
+        check_header(table, layout.texts, override(layout.texts))
     for name in layout.texts:
         _check_text(table, layout, name, _values(rows, name, layout))
     if layout.kind == "nli":
@@ -161,8 +161,18 @@ def _check_nli(table: Table, layout: Layout, values: Sequence[Any]) -> None:
     )
 
 
-def _check_header(table: Table, layout: Layout, rows: Sequence[Row]) -> None:
-    """Refuse a first line that looks like the rows below."""
+def check_header(table: Table, names: Sequence[str], given: str) -> None:
+    """Refuse a first line that looks like the rows below.
+
+    Args:
+        table: A file with a header.
+        names: Those of its columns that are texts, and that nobody knows.
+        given: How the user says that they are names.
+
+    Raises:
+        DataError: They may be the first row.
+    """
+    rows = table.head()
 
     def is_text(name: str) -> bool:
         return len(name.split()) > _WORDS or len(name) > _SIGNS or bool(re.search(r"[\d.!?…。！？؟।]$", name))
@@ -173,10 +183,10 @@ def _check_header(table: Table, layout: Layout, rows: Sequence[Row]) -> None:
         language = re.fullmatch(r"[a-z]{2}([-_]\w+)?", name)
         return not language and words <= len(name.split()) and signs <= 2 * len(name)
 
-    if any(map(is_text, layout.texts)) or all(map(is_like_the_rows, layout.texts)):
+    if any(map(is_text, names)) or all(map(is_like_the_rows, names)):
         raise DataError(
-            f"{table.name}:1: are these the names of columns, or the first row: {listed(layout.texts)}?{HEADER} "
-            f"If they are names: {override(layout.texts)}."
+            f"{table.name}:1: are these the names of columns, or the first row: {listed(names)}?{HEADER} "
+            f"If they are names: {given}."
         )
 
 

@@ -34,8 +34,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from lacos_st.columns import NAMES
+from lacos_st.doubts import check_header
 from lacos_st.embedding_store import PartialFile, check_space, finish, packed, stored_as
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, listed, shortened, shown
 from lacos_st.files import locked
 from lacos_st.fingerprint import fingerprint
 from lacos_st.readers import DataError, Table, open_file
@@ -132,7 +133,9 @@ def encode_file(
     if output.suffix == ".npy" and id_column is not None:
         raise LacosError(f"An .npy file holds no ids: write .parquet, or leave id_column={id_column!r} away.")
     if prompt_name is not None and prompt_name not in model.prompts:
-        raise LacosError(f"The model has no prompt {prompt_name!r}, but {', '.join(model.prompts) or 'none'}.")
+        raise LacosError(
+            f"The model has no prompt {shown(prompt_name)}, but {shortened(', '.join(model.prompts)) or 'none'}."
+        )
     if devices is not None:
         _check_devices([devices] if isinstance(devices, str) else devices)
     table = open_file(input)
@@ -212,15 +215,15 @@ class _Source:
                 text = row.values.get(self.column)
                 key = row.values.get(self.id_column) if self.id_column else None
                 if missing:
-                    problem = f"has no column {missing[0]!r} (it has {', '.join(map(repr, row.values))})"
+                    problem = f"has no column {shown(missing[0])} (it has {listed(list(row.values))})"
                 elif text is None or text != text:
                     text = ""
                 elif not isinstance(text, str):
-                    problem = f"column {self.column!r} is {str(text)[:40]!r}, a {type(text).__name__} and not a text"
+                    problem = f"column {shown(self.column)} is {shown(text)}, a {type(text).__name__} and not a text"
                 elif not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
-                    problem = f"column {self.column!r} contains half a surrogate pair, which is no character"
+                    problem = f"column {shown(self.column)} contains half a surrogate pair, which is no character"
                 if self.id_column and key is None and problem is None:
-                    problem = f"the id in column {self.id_column!r} is missing"
+                    problem = f"the id in column {shown(self.id_column)} is missing"
             if problem is not None:
                 raise DataError(f"{self.table.place(row.number)}: {problem}. Mend the row or take it out.")
             yield str(text), key
@@ -236,13 +239,15 @@ def _scan(table: Table, column: str | None, id_column: str | None, wanted_ids: b
     names = list(table.first().values)
     if column is None:
         known = [name for name in names if name.lower() in NAMES["text"]]
+        if not known and len(names) == 1 and table.kind in ("csv", "tsv"):
+            check_header(table, names, f"column={names[0]!r}")
         column = known[0] if known else names[0] if len(names) == 1 else None
     if wanted_ids and id_column is None:
         id_column = next((name for name in _ID_NAMES if name in names and name != column), None)
     for what, name in (("column", column), ("id_column", id_column)):
         if name not in names and not (what == "id_column" and name is None):
-            wanted = "cannot tell which column holds the texts" if name is None else f"there is no column {name!r}"
-            has, flag = ", ".join(map(repr, names)), what.replace("_", "-")
+            wanted = "cannot tell which column holds the texts" if name is None else f"there is no column {shown(name)}"
+            has, flag = listed(names), what.replace("_", "-")
             raise DataError(f"{table.name}: {wanted}; it has {has}. Name it with {what}=... (--{flag} ...).")
     source = _Source(table, str(column), id_column)
     for text, key in source.texts():

@@ -21,9 +21,17 @@ class LacosError(ValueError):
     """A mistake that the user can mend: the message says what, why and what to do. The CLI exits with 2."""
 
     def __str__(self) -> str:
-        message = super().__str__()
-        half = _MESSAGE // 2
-        return message if len(message) <= _MESSAGE else f"{message[:half]} ... {message[-half:]}"
+        return shortened(super().__str__(), _MESSAGE)
+
+
+def shortened(text: str, most: int = 200) -> str:
+    """The start and the end of a text that is longer.
+
+    Example:
+        >>> shortened("short"), shortened("a" * 90 + "z" * 90, 12)
+        ('short', 'aaaaaa ... zzzzzz')
+    """
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
 
 
 def shown(value: Any) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lacos_st.columns import NLI_WORDS
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, shortened
 from lacos_st.readers import DataError, Row, Table
 
 _BATCH = 1024  # rows that are turned into Python objects at a time
@@ -48,12 +48,12 @@ def open_hub(source: str) -> Table:
             offline if isinstance(error, ConnectionError) else " A Hub data set is named owner/name[:subset[:split]]."
         )
         here = "" if Path(name).exists() else f" There is no file or directory {name!r} here."
-        raise DataError(f"The data set {source!r} cannot be loaded: {reason}.{here}{hint}") from error
+        raise DataError(f"The data set {source!r} cannot be loaded: {shortened(reason)}.{here}{hint}") from error
     if isinstance(data, dict):
         wanted = split or ("train" if "train" in data or len(data) > 1 else next(iter(data)))
         if wanted not in data:
             raise DataError(
-                f"The data set {source!r} has no split {wanted!r}, but {', '.join(data)}. Choose one: "
+                f"The data set {source!r} has no split {wanted!r}, but {shortened(', '.join(data))}. Choose one: "
                 f"{name}:{subset}:SPLIT."
             )
         data = data[wanted]
@@ -69,7 +69,9 @@ def _subset(name: str) -> str | None:
     for preferred in ("default", "triplet", "pair", "pair-class"):
         if preferred in known:
             return preferred
-    raise DataError(f"The data set {name!r} has several subsets; choose one: {name}:SUBSET with {', '.join(known)}.")
+    raise DataError(
+        f"The data set {name!r} has several subsets; choose one: {name}:SUBSET with {shortened(', '.join(known))}."
+    )
 
 
 def open_dataset(data: Any, name: str = "dataset") -> Table:

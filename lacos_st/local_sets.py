@@ -20,7 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, listed, shown
 from lacos_st.languages import script_codes, sts_tasks, two_letters
 from lacos_st.readers import DataError, open_file
 
@@ -195,14 +195,14 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
             empty = [n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()]
             broken = [n for n in _SCHEMA.names[:2] if n not in empty and _SURROGATE.search(values[n])]
             if needed:
-                problem = f"no column {', '.join(needed)}; this row has {', '.join(values) or 'none'}."
+                problem = f"no column {', '.join(needed)}; this row has {listed(list(values)) or 'none'}."
             elif empty:
-                problem = f"{empty[0]} must be a sentence, not {values[empty[0]]!r}."
+                problem = f"{empty[0]} must be a sentence, not {shown(values[empty[0]])}."
             elif broken:
                 problem = f"{broken[0]} contains half a surrogate pair, which is no character."
             elif not number:
                 hint = " (write 4.5 without quotes and with a point)" if _NUMBER.fullmatch(str(score)) else ""
-                problem = f"score must be a finite number, not {repr(score)[:40]}{hint}."
+                problem = f"score must be a finite number, not {shown(score)}{hint}."
             else:
                 yield first, second, float(score)
                 continue

@@ -19,13 +19,14 @@ import csv
 import gzip
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, shortened, shown
 
 FORMATS = {
     ".txt": "text",
@@ -264,9 +265,9 @@ def _csv(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
         raise DataError(f"{path}:1: the header cannot be parsed: {error}.") from error
     if not any(header):
         raise DataError(f"{path}:1: the first line must name the columns, but it is blank.")
-    twice = [name for name in header if name and header.count(name) > 1]
+    twice = [name for name, count in Counter(header).items() if name and count > 1]
     if twice:
-        raise DataError(f"{path}:1: the header names column {twice[0]!r} twice.")
+        raise DataError(f"{path}:1: the header names column {shown(twice[0])} twice.")
     while True:
         number = reader.line_num + 1
         bad.clear()
@@ -277,10 +278,10 @@ def _csv(path: Path, gzipped: bool, kind: str) -> Iterator[Row]:
         except csv.Error as error:
             span = f"lines {number} to {reader.line_num}: " if reader.line_num > number else ""
             if "field limit" in str(error):
+                mend = "Close every quote, shorten it" if span else "Shorten it"
                 why = (
-                    f"{span}a field has more than {csv.field_size_limit():,} characters. "
-                    f"{'Close every quote, shorten' if span else 'Shorten'} it, or write the data as JSON lines or "
-                    "Parquet, which have no such limit"
+                    f"{span}a field has more than {csv.field_size_limit():,} characters. {mend}, or write the data as "
+                    "JSON lines or Parquet, which have no such limit"
                 )
             else:
                 why = f"{span}cannot be parsed: {error}. Write a quote inside quotes twice, and close every quote"
@@ -309,21 +310,23 @@ def _parquet(path: Path, columns: Sequence[str] | None) -> Iterator[Row]:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            twice = [name for name in names if names.count(name) > 1]
+            twice = [name for name, count in Counter(names).items() if count > 1]
             if twice:
-                raise DataError(f"{path} names column {twice[0]!r} twice.")
+                raise DataError(f"{path} names column {shown(twice[0])} twice.")
             for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
                 for cells in zip(*map(_cells, batch.columns), strict=True):
                     number += 1
                     values = dict(zip(batch.schema.names, cells, strict=True))
                     bad = [name for name, cell in values.items() if isinstance(cell, Exception)]
                     if bad and columns is not None:  # a column that nobody asked for spoils no row
-                        yield Row(number, {}, f"column {bad[0]!r} cannot be read: {values[bad[0]]}")
+                        yield Row(
+                            number, {}, f"column {shown(bad[0])} cannot be read: {shortened(str(values[bad[0]]))}"
+                        )
                     else:
                         yield Row(number, values)
     except (pyarrow.ArrowException, OSError) as error:
         what = "is no readable Parquet file" if number == 0 else f"cannot be read after row {number}"
-        raise DataError(f"{path} {what}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{path} {what}: {shortened(str(error).splitlines()[0])}") from error
 
 
 def _cells(column: Any) -> list[Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from lacos_st.columns import BadRow, Layout, override
-from lacos_st.errors import shown
+from lacos_st.errors import shortened, shown
 from lacos_st.files import at_home
 from lacos_st.hub import open_hub
 from lacos_st.mixing import Builder, digest, match_nli, take
@@ -56,7 +56,7 @@ class SourceReport:
         counts = (("unused", self.unused), ("duplicates", self.duplicates), ("bad", self.bad))
         weighted = f", {self.sampled:,} after weights and sampling" if self.sampled != self.used else ""
         rest = "".join(f", {count:,} {name}" for name, count in counts if count)
-        head = f"{self.name} ({self.kind}: {', '.join(self.columns)})"
+        head = f"{self.name} ({self.kind}: {shortened(', '.join(self.columns))})"
         lines = [f"{head}: {self.read:,} read, {self.used:,} used{weighted}{rest}"]
         lines += [f"  {example}" for example in self.examples]
         return "\n".join(lines)

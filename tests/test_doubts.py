@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lacos_st.data import DataError, load_training_data, load_training_sources
+from lacos_st.encoding import encode_file
 
 LONG = [f"this is text number {i} of the file" for i in range(40)]
 
@@ -288,3 +289,9 @@ def test_where_no_row_has_negatives_all_are_pairs(tmp_path):
     path = lines(tmp_path / "x.jsonl", [{"query": f"q{i}", "pos": f"p{i}", "neg": []} for i in range(3)])
     assert texts(load_training_data(path)) == [("q0", "p0"), ("q1", "p1"), ("q2", "p2")]
     assert list(load_training_sources(path)) == ["x"]
+
+
+def test_a_first_text_to_encode_is_not_lost_to_the_header(tmp_path):
+    path = table(tmp_path / "x.csv", ["A dog runs."], [("A cat sleeps.",), ("A bird sings.",)])
+    with pytest.raises(DataError, match=r"x\.csv:1: are these the names of columns, .*names: column='A dog runs\.'"):
+        encode_file(None, path, tmp_path / "x.npy")

@@ -292,7 +292,7 @@ def test_wrong_arguments(model, lines, tmp_path, options, message):
         ("x.txt", b"", "x.txt is empty"),
         ("x.txt", b"a\nb\ncaf\xe9\n", "x.txt:3: not valid UTF-8: 0xE9 is byte 4"),
         ("x.jsonl", b'{"text": "a"}\n{"txt": "b"}\n', "x.jsonl:2: has no column 'text' .it has 'txt'."),
-        ("x.jsonl", b'{"text": "a"}\n{"text": 5}\n', "x.jsonl:2: column 'text' is '5', a int and not a text"),
+        ("x.jsonl", b'{"text": "a"}\n{"text": 5}\n', "x.jsonl:2: column 'text' is 5, a int and not a text"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\\udc00"}\n', "x.jsonl:2: column 'text' contains half a surrogate"),
         ("x.jsonl", b'{"id": 1, "text": "a"}\n{"id": null, "text": "b"}\n', "x.jsonl:2: the id in column 'id' is miss"),
         ("x.csv", b"a,b\n1,2\n", "x.csv: cannot tell which column holds the texts; it has 'a', 'b'. Name it with col"),
