@@ -244,7 +244,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
     names = {item.name for item in fields(LacosConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
-    config = LacosConfig.from_yaml(arguments.config, **given) if arguments.config else LacosConfig.from_dict(given)
+    config = (
+        LacosConfig.from_yaml(arguments.config, **given)
+        if arguments.config is not None
+        else LacosConfig.from_dict(given)
+    )
     record = train(config).training_record
     assert record is not None  # train() has just made it
     print(
