@@ -45,6 +45,7 @@ from lacos_st.schemas import (
 )
 
 _CODE = "activation_function"  # of `Dense`: a class of torch, as a text
+_FROM_BASE = ("olora", "pissa", "corda", "loftq", "eva", "lora_ga")  # `init_lora_weights` that computes with weights
 _FLOATS = ("F64", "F32", "F16", "BF16")
 Tensors = dict[str, tuple[tuple[int, ...], str, str]]  # name -> shape, dtype as safetensors writes it, file
 
@@ -129,7 +130,7 @@ def _entries(directory: Path) -> list[dict[str, Any]]:
         typed(entry, Entry, file)
         inside(entry["path"], file, "a module's folder")
     names = [entry["name"] for entry in entries]
-    if len(set(names)) < len(names) or any("." in name or not name for name in names):
+    if len(set(names)) < len(names) or any("." in name or not name or hasattr(nn.Sequential, name) for name in names):
         raise LacosError(f"{str(file)!r} must give each module a name of its own without a dot, and gives {names}.")
     return entries
 
@@ -157,8 +158,8 @@ def _class_of(
 def _check_module(directory: Path, folder: str, kind: type[Module], whole: bool) -> None:
     """Build one of sentence-transformers' modules without memory, as it will be built."""
     first, settings = issubclass(kind, Transformer), f"{folder}/{kind.config_file_name}"
-    if (whole or first) and not (directory / folder).is_dir():
-        raise LacosError(f"{str(directory / 'modules.json')!r} names {folder!r}, which is not there: copy it again.")
+    if ((whole or first) and not (directory / folder).is_dir()) or not (first or folder):
+        raise LacosError(f"{str(directory / 'modules.json')!r} names {folder!r}, where no module is: copy it again.")
     if first:
         return  # see `check_transformer`
     for file in sorted((directory / folder).rglob("*")):
@@ -245,7 +246,10 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
     elif root.is_dir():
         root = root / hub.get("subfolder", "")
         base = str(root)
-    config = _read_config(base, hub)
+    try:
+        config = _read_config(base, hub)
+    except LacosError as error:
+        raise (error if found is None else LacosError(f"{error} (the base that {found!r} names)")) from error.__cause__
     if config["model_type"] != "bloom":
         raise LacosError(
             f"{base!r} is a {config['model_type']!r} model, and LACoS needs BLOOM. Supported are "
@@ -329,8 +333,8 @@ def _check_adapter(root: Path, folder: str, config: dict[str, Any], whole: bool)
     model = _build(config, file)
     with checking(file), torch.device("meta"):
         adapter = PeftConfig.from_pretrained(str(file.parent))
-        if isinstance(getattr(adapter, "init_lora_weights", None), str):
-            adapter.init_lora_weights = False  # some of them compute with the base's weights
+        if str(getattr(adapter, "init_lora_weights", None)).startswith(_FROM_BASE):
+            adapter.init_lora_weights = False
         inject_adapter_in_model(adapter, model, "default")
         state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if whole:

@@ -15,6 +15,7 @@ import torch
 from huggingface_hub.dataclasses import validate_typed_dict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BitsAndBytesConfig
+from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lacos_st.artifact import RECORD
 from lacos_st.errors import LacosError
@@ -284,6 +285,8 @@ def check_quantization(config: Any, where: str) -> None:
     """
     if config is None:
         return
+    if not isinstance(config, dict | QuantizationConfigMixin):
+        raise LacosError(f"{where!r} says quantization_config: {str(config)[:40]}, which is none.")
     told = config if isinstance(config, dict) else config.to_dict()
     method = told.get("quant_method", "bitsandbytes")
     method = getattr(method, "value", method)
