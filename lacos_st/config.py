@@ -121,12 +121,11 @@ class LacosConfig:
             setattr(self, item.name, _coerce(item.name, getattr(self, item.name), hints[item.name]))
         for name in ("base", "train_data", "eval_data", "output"):
             setattr(self, name, at_home(getattr(self, name)))
-        for name, least in _AT_LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise LacosError(f"{name}={value} must be at least {least}.")
-        if self.seed > _LARGEST_SEED:
-            raise LacosError(f"seed={self.seed} must be at most {_LARGEST_SEED}.")
+        for name, value in vars(self).items():
+            least, most = _AT_LEAST.get(name, -_LARGEST), _AT_MOST.get(name, _LARGEST)
+            if isinstance(value, int | float) and not least <= value <= most:
+                limit = f"at least {least}" if value < least else f"at most {most}"
+                raise LacosError(f"{name}={value} must be {limit}.")
         for name in ("scale", "epochs", "learning_rate", "max_grad_norm"):
             if not getattr(self, name) > 0:
                 raise LacosError(f"{name}={getattr(self, name)} must be above 0.")
@@ -188,7 +187,8 @@ class LacosConfig:
         return text
 
 
-_LARGEST_SEED = 2**32 - 1  # that NumPy takes
+_LARGEST = 2**31 - 1  # more of anything is a slip, and what counts it may hold no more
+_AT_MOST = {"seed": 2**32 - 1, "lora_rank": 2**14}  # NumPy's largest; wider than any BLOOM
 _AT_LEAST = {
     "max_seq_length": 2,
     "lora_rank": 1,

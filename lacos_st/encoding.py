@@ -317,7 +317,7 @@ def _check_devices(names: Sequence[str]) -> None:
 
     for name in names:
         try:
-            torch.empty(0, device=name)
+            torch.zeros(1, device=name).cpu()  # which "meta" cannot
         except (RuntimeError, AssertionError) as error:
             raise LacosError(f"The device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
 

@@ -79,8 +79,8 @@ def evaluate(
         >>> [(r.name, round(r.score, 2)) for r in found.sets if r.model != "lexical"]
         [('STS17/en-en', 87.59)]
     """
-    if batch_size < 1:
-        raise LacosError(f"batch_size={batch_size} must be at least 1.")
+    if not 1 <= batch_size < 2**31:
+        raise LacosError(f"batch_size={batch_size} must be at least 1 and below 2 billion.")
     planned = plan(tasks, languages, data_dir, split)
     _check([task for task in planned if task.files])
     directory = None if output is None else Path(output)
@@ -283,6 +283,8 @@ def _load(source: Model) -> SentenceTransformer:
     """Load a model, a BLOOM on this package's fast path, any other as sentence-transformers does."""
     if isinstance(source, SentenceTransformer):
         return source
+    if not str(source):
+        raise LacosError("The name of a model is empty: give a directory, a Hub model or 'lacos-bloom'.")
     from lacos_st.model import LacosSentenceTransformer
     from lacos_st.names import is_bloom
 

@@ -61,7 +61,6 @@ def write_report(
     page = Path(output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise LacosError(f"The report is a page, so its name should end in .html, not {page.name!r}.")
-    page.parent.mkdir(parents=True, exist_ok=True)
     parts = {
         "title": escape(title),
         "intro": _intro(evaluation),
@@ -78,8 +77,12 @@ def write_report(
     html = _TEMPLATE.read_text("utf-8")
     for place, content in parts.items():
         html = html.replace(f"<!--{place}-->", content)
-    with atomic(page) as temporary:
-        temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(page) as temporary:
+            temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise LacosError(f"The report cannot be written to {str(page)!r}: {error.strerror}. Choose another.") from error
     from matplotlib import rc_context
 
     with rc_context({"text.parse_math": False, "text.usetex": False}):  # names are text, dollars too

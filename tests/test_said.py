@@ -108,6 +108,36 @@ def test_a_mistake_before_the_first_step_leaves_no_run(change, tiny_bloom, tmp_p
     assert list(tmp_path.iterdir()) == [data]
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["train", "--config", ""], "The recipe '' cannot be read"),
+        (["train", "--batch-size", "1" + "0" * 20], "batch_size=100000000000000000000 must be at most 2147483647."),
+        (["train", "--max-steps", "1e23"], "must be at most 2147483647."),
+        (["train", "--learning-rate", "1e300"], "learning_rate=1e+300 must be at most 2147483647."),
+        (["train", "--lora-rank", "10000000"], "lora_rank=10000000 must be at most 16384."),
+        (["train", "--min-score=-1e300"], "min_score=-1e+300 must be at least"),
+        (
+            ["evaluate", "MODEL", "--data-dir", "sts", "--batch-size", "9" * 30],
+            "must be at least 1 and below 2 billion.",
+        ),
+        (["evaluate", "", "--data-dir", "sts"], "The name of a model is empty"),
+        (["encode", "MODEL", "sts/x.en.test.jsonl", "--output", "x.npy", "--devices", "meta"], "The device 'meta'"),
+        (["report", "o", "--output", "file/r.html"], "The report cannot be written to 'file/r.html': File exists."),
+    ],
+)
+def test_an_odd_value_is_one_line_and_exit_code_2(line, message, tiny_bloom, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_set(tmp_path / "sts", "x.en.test.jsonl", 3)
+    (tmp_path / "file").touch()
+    result = SetResult("m", "r", "local-x", "en", "test", ("en",), 1.0, 1.0, "d", np.ones(3), np.arange(3.0))
+    result.save(tmp_path / "o" / "details")
+    assert main([str(tiny_bloom) if part == "MODEL" else part for part in line]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"lacos-st {line[0]}: error: ")
+    assert message in said
+
+
 def test_a_folder_that_was_there_stays(tiny_bloom, tmp_path):
     (tmp_path / "o.run").mkdir()
     (tmp_path / "o.run" / "mine.txt").touch()
