@@ -28,6 +28,7 @@ from lacos_st.embedding_table import floating_table
 from lacos_st.errors import LacosError
 from lacos_st.packing import Layout, plan
 from lacos_st.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
+from lacos_st.threads import survive_forks
 
 
 class LacosBloomBlock(BloomBlock):
@@ -320,6 +321,7 @@ def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: st
             f"{type(model).__name__} is no BLOOM model: only transformers.BloomModel (bigscience/bloom-*) "
             "has a fast path."
         )
+    survive_forks()
     model.__class__ = LacosBloomModel
     _convert_blocks_(model)
     converted = convert_linear_(

@@ -10,8 +10,10 @@ cache in this package is keyed by content: a SHA-256 over
   choice and on/off state of adapters, and the compute form of 8-bit layers.
 
 File names, library versions, devices and random state are left out, so a model that is saved and loaded again
-keeps its fingerprint. Cost: one pass over the weights at the speed of SHA-256 (about 1 GB/s); tensors are
-brought to the CPU one at a time, so the extra memory is that of the largest one.
+keeps its fingerprint. The compute form and dtype count because they reach the embeddings (cosine 0.999 and more
+between forms): what "auto" chooses by the device, the CPU and the presence of a C compiler has other digits where it
+chooses otherwise. Cost: one pass over the weights at the speed of SHA-256 (about 1 GB/s); tensors are brought to the
+CPU one at a time, so the extra memory is that of the largest one.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ def fingerprint(model: SentenceTransformer) -> str:
         model: Any sentence-transformers model, quantised or not, with or without adapters.
 
     Returns:
-        16 hexadecimal digits. Equal content gives equal digits on every machine; any change of a weight, of
-        the tokenizer or of a setting that reaches the embeddings gives others.
+        16 hexadecimal digits. Equal content gives equal digits on every machine on which it computes in the same form
+        and dtype (see the head of this file); any change of a weight, of the tokenizer or of a setting that reaches the
+        embeddings gives others.
 
     Example:
         >>> from sentence_transformers import SentenceTransformer

@@ -10,6 +10,7 @@
  */
 #include <stdint.h>
 #include <math.h>
+#include <omp.h>
 
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads) if (threads > 1)")
 
@@ -217,9 +218,15 @@ void attend(const float *qkv, const int32_t *starts, int64_t sequences, int64_t 
     }
 }
 
+/* Threads that regions started by the calling thread have from now on; returns what it was. */
+int limit_threads(int threads) {
+    const int before = omp_get_max_threads();
+    omp_set_num_threads(threads);
+    return before;
+}
+
 #if defined(__AVX2__)
 #include <immintrin.h>
-#include <omp.h>
 #include <string.h>
 
 /* The int8 product for CPUs whose vector units multiply 16-bit pairs but not 8-bit quadruples (AVX2 without VNNI).

@@ -55,6 +55,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
     "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _INT, _POINTER],
     "multiply": [_POINTER] * 2 + [_INT] * 4 + [_POINTER] * 3,
+    "limit_threads": [],
 }
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.int64)
 _COLUMNS, _STEP = 16, 16  # of `multiply`: columns of a panel, what k is rounded up to
@@ -150,6 +151,7 @@ def _loaded(path: Path) -> ctypes.CDLL:
         function = getattr(loaded, name, None)  # `multiply` is for AVX2 alone
         if function is not None:
             function.argtypes, function.restype = [*types, _THREADS], None
+    loaded.limit_threads.restype = _THREADS
     return loaded
 
 
@@ -282,3 +284,8 @@ def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, mode: str) -> Tensor:
     both_sides, symmetric = int(mode != "causal"), int(mode == "symmetric")
     _call("attend", qkv.numel(), qkv, starts, *sizes, slopes, both_sides, symmetric, y)
     return y
+
+
+def limit_threads(threads: int) -> int:
+    """Set how many threads the calling thread's operations are shared out among; returns the number before."""
+    return int(library().limit_threads(threads))  # type: ignore[union-attr]

@@ -48,6 +48,7 @@ from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.quiet import without
 from lacos_st.reload import read_checkpoint
+from lacos_st.threads import as_many_threads_as_serve
 from lacos_st.transformer import LacosTransformer
 
 # Where sentence-transformers has had its modules: a saved model names them as its version did.
@@ -122,6 +123,11 @@ class LacosSentenceTransformer(SentenceTransformer):
                 self.transformer.set_trainable()
         self._check_template()
         self.training_record: dict[str, Any] | None = None
+
+    @as_many_threads_as_serve()
+    def forward(self, input: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """As ST's."""
+        return super().forward(input, **kwargs)
 
     @property
     def transformer(self) -> LacosTransformer:

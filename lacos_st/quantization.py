@@ -247,9 +247,10 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         bitsandbytes moves them to ``state`` at the first forward pass; a layer so used can no longer load a
         state dict. References to the bytes other than the weight itself only go stale or double the memory.
         """
-        if self.state.SCB is not None:
+        scales = self.state.SCB  # read once: several threads may encode
+        if scales is not None:
             if self.weight.SCB is None:
-                self.weight.SCB = self.state.SCB
+                self.weight.SCB = scales
             self.state.SCB = None
         self.weight.CB = self.state.CB = None
 

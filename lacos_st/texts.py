@@ -44,16 +44,21 @@ def layout(features: Mapping[str, Any]) -> Layout:
         Its layout.
     """
     if "cu_seq_lens_q" in features:
-        bounds = torch.as_tensor(features["cu_seq_lens_q"]).long()
+        bounds = _tensor(features["cu_seq_lens_q"]).long()
         sizes = bounds.diff()
         index = torch.arange(int(bounds[-1]), device=bounds.device)
     else:
-        mask = torch.as_tensor(features["attention_mask"]).bool()
+        mask = _tensor(features["attention_mask"]).bool()
         sizes = mask.sum(dim=1)
         index = mask.flatten().nonzero().flatten()
     text = torch.arange(len(sizes), device=sizes.device).repeat_interleave(sizes)
     place = torch.arange(len(text), device=sizes.device) - (sizes.cumsum(0) - sizes)[text]
     return Layout(index, text, place, sizes)
+
+
+def _tensor(values: Any) -> Tensor:
+    """A tensor where it is, lists on the CPU: `torch.as_tensor` brings either to the process's default device."""
+    return values if isinstance(values, Tensor) else torch.tensor(values, device="cpu")
 
 
 def prompt_mask(features: Mapping[str, Any], prompt: list[int]) -> Tensor:
@@ -66,7 +71,7 @@ def prompt_mask(features: Mapping[str, Any], prompt: list[int]) -> Tensor:
     Returns:
         Like `input_ids`, of 0 and 1.
     """
-    ids = torch.as_tensor(features["input_ids"])
+    ids = _tensor(features["input_ids"])
     index, text, place, sizes = layout(features)
     tokens = torch.tensor([*prompt, -1], device=ids.device)  # -1 is no token: the prompt ends there
     expected = tokens[place.clamp(max=len(prompt))]

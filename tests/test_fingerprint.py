@@ -57,3 +57,21 @@ def test_8_bit_layers_keep_their_fingerprint_when_they_are_used(tiny_model, tmp_
     first = fingerprint(tiny_model)
     tiny_model.encode(["the red cat"])
     assert fingerprint(tiny_model) == first
+
+
+def test_the_form_of_compute_is_content_and_a_compiler_is_not(tiny_bloom, monkeypatch):
+    """Two forms give two embeddings, so "auto" has other digits where it chooses another; a named form has not."""
+    from lacos_st import kernels
+    from lacos_st.model import LacosSentenceTransformer
+
+    def of(form):
+        return fingerprint(LacosSentenceTransformer(tiny_bloom, transformer_options={"compute_form": form}))
+
+    named = of("w8a16")
+    assert of("w8a8") != named
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    kernels._multiplies.cache_clear()
+    try:
+        assert of("w8a16") == named
+    finally:
+        kernels._multiplies.cache_clear()
