@@ -3,9 +3,10 @@
 Importing the package loads nothing and changes nothing: every name below is resolved on first use.
 """
 
-import logging
 from importlib import import_module
 from typing import Any
+
+from lacos_st.quiet import of_no_kernels
 
 __version__ = "0.1.0"
 
@@ -32,13 +33,8 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 
-def _of_use(record: logging.LogRecord) -> bool:
-    return "gemm_4bit_forward" not in record.getMessage()
-
-
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        # On a CPU with AVX-512 bf16 bitsandbytes asks for a package that only its 4-bit layers need.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_of_use)
+        of_no_kernels()
         return getattr(import_module(f"lacos_st.{_HOME[name]}"), name)
     raise AttributeError(f"module 'lacos_st' has no attribute {name!r}")

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
-import os
 import sys
 import types
 import typing
@@ -22,6 +20,7 @@ from typing import Any, Literal, NoReturn
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import at_home
+from lacos_st.quiet import for_command_line
 
 _EPILOG = """examples:
   lacos-st train                                             the embedded base on the embedded sample, offline
@@ -85,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for name in _PATHS & set(vars(arguments)):
         setattr(arguments, name, at_home(getattr(arguments, name)))
-    _quiet()
+    for_command_line()
     run: Callable[[argparse.Namespace], None] = arguments.run
     try:
         run(arguments)
@@ -101,19 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
         return 130
     return 0
-
-
-def _quiet() -> None:
-    """Leave the terminal to our own progress; host libraries speak up for errors only."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    for name in ("sentence_transformers", "bitsandbytes", "mteb", "datasets", "accelerate"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("lacos_st").setLevel(logging.INFO)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -194,22 +194,32 @@ def _texts_of(values: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _checked(value: Any, name: str) -> str:
+    if fault := text_fault(value, name):
+        raise BadRow(fault)
+    return str(value)
+
+
+def text_fault(value: Any, name: str, may_be_blank: bool = False) -> str | None:
+    """Say why a cell holds no text that can be used, or None if it does.
+
+    Args:
+        value: The cell.
+        name: Its column.
+        may_be_blank: Whether a text may be missing or blank.
+    """
+    if value is None or value != value:
+        return None if may_be_blank else f"column {shown(name)} is {'null' if value is None else 'NaN'}"
     if not isinstance(value, str):
-        if value is None:
-            raise BadRow(f"column {shown(name)} is null")
-        if value != value:
-            raise BadRow(f"column {shown(name)} is NaN")
-        raise BadRow(f"column {shown(name)} is {shown(str(value)[:40])}, a {type(value).__name__} and not a text")
-    if not value.strip():
-        raise BadRow(f"column {shown(name)} is empty")
-    if value in ("nan", "NaN"):  # what a spreadsheet or a data frame writes for a missing text
-        raise BadRow(f"column {shown(name)} is {value}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise BadRow(f"column {shown(name)} contains half a surrogate pair, which is no character") from None
-    return value
+        return f"column {shown(name)} is {shown(value)}, a {type(value).__name__} and not a text"
+    if not may_be_blank and not value.strip():
+        return f"column {shown(name)} is empty"
+    if not may_be_blank and value in ("nan", "NaN"):  # what a spreadsheet or a data frame writes for a missing text
+        return f"column {shown(name)} is {value}"
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return f"column {shown(name)} contains half a surrogate pair, which is no character"
+    return None
 
 
 def layout_of(table: Table, columns: Columns | None = None, if_present: bool = False) -> Layout:

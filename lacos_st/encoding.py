@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from lacos_st.columns import NAMES
+from lacos_st.columns import NAMES, text_fault
 from lacos_st.doubts import check_header
 from lacos_st.embedding_store import PartialFile, check_space, finish, packed, stored_as
 from lacos_st.errors import LacosError, listed, shortened, shown
@@ -216,17 +216,13 @@ class _Source:
                 key = row.values.get(self.id_column) if self.id_column else None
                 if missing:
                     problem = f"has no column {shown(missing[0])} (it has {listed(list(row.values))})"
-                elif text is None or text != text:
-                    text = ""
-                elif not isinstance(text, str):
-                    problem = f"column {shown(self.column)} is {shown(text)}, a {type(text).__name__} and not a text"
-                elif not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
-                    problem = f"column {shown(self.column)} contains half a surrogate pair, which is no character"
+                else:
+                    problem = text_fault(text, self.column, may_be_blank=True)
                 if self.id_column and key is None and problem is None:
                     problem = f"the id in column {shown(self.id_column)} is missing"
             if problem is not None:
                 raise DataError(f"{self.table.place(row.number)}: {problem}. Mend the row or take it out.")
-            yield str(text), key
+            yield text if isinstance(text, str) else "", key
 
     def ids(self) -> Iterator[int | str]:
         """Yield the ids: the column's, as integers if all are, else as strings; or the row numbers."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lacos_st.columns import text_fault
 from lacos_st.errors import LacosError, listed, shown
 from lacos_st.languages import script_codes, sts_tasks, two_letters
 from lacos_st.readers import DataError, open_file
@@ -51,7 +52,6 @@ WHOLE = {("sick", "en"): ("SICK-R", ("train", "trial", "test"))}
 DEV = ("dev", "validation", "val", "trial")
 
 _NUMBER = re.compile(r"\s*[+-]?\d+([.,]\d+)?\s*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _FILE = re.compile(r"(?P<dataset>[^.]+)\.(?P<language>[\w-]+)\.(?P<split>[\w-]+)\.jsonl(\.gz)?")
 
 _SCHEMA = pa.schema([("sentence1", pa.string()), ("sentence2", pa.string()), ("score", pa.float64())])
@@ -192,14 +192,11 @@ def read_pairs(path: Path) -> Iterator[tuple[str, str, float]]:
             needed = [name for name in _SCHEMA.names if name not in values]
             first, second, score = (values.get(name, "") for name in _SCHEMA.names)
             number = isinstance(score, int | float) and not isinstance(score, bool) and abs(score) < 1e300
-            empty = [n for n in _SCHEMA.names[:2] if not isinstance(values.get(n), str) or not values[n].strip()]
-            broken = [n for n in _SCHEMA.names[:2] if n not in empty and _SURROGATE.search(values[n])]
+            faults = [fault for n in _SCHEMA.names[:2] if n in values and (fault := text_fault(values[n], n))]
             if needed:
                 problem = f"no column {', '.join(needed)}; this row has {listed(list(values)) or 'none'}."
-            elif empty:
-                problem = f"{empty[0]} must be a sentence, not {shown(values[empty[0]])}."
-            elif broken:
-                problem = f"{broken[0]} contains half a surrogate pair, which is no character."
+            elif faults:
+                problem = f"{faults[0]}."
             elif not number:
                 hint = " (write 4.5 without quotes and with a point)" if _NUMBER.fullmatch(str(score)) else ""
                 problem = f"score must be a finite number, not {shown(score)}{hint}."

@@ -1,6 +1,7 @@
-"""Messages of host libraries that are untrue here, or of no use, left out."""
+"""Messages of host libraries that are untrue here, or of no use, left out: all of it is in this file."""
 
 import logging
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -24,6 +25,46 @@ def without(logger: str, phrase: str) -> Iterator[None]:
         yield
     finally:
         logging.getLogger(logger).removeFilter(keep)
+
+
+def of_no_kernels() -> None:
+    """Leave out that bitsandbytes wants a package for 4-bit layers, on a CPU with AVX-512 bf16; there are none here."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_no_4_bits)
+
+
+def _no_4_bits(record: logging.LogRecord) -> bool:
+    return "gemm_4bit_forward" not in record.getMessage()
+
+
+def for_command_line() -> None:
+    """Leave the terminal to our own progress; host libraries speak up for errors only."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    for name in ("sentence_transformers", "bitsandbytes", "mteb", "datasets", "accelerate"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("lacos_st").setLevel(logging.INFO)
+
+
+@contextmanager
+def errors_only(logger: str) -> Iterator[None]:
+    """Keep back what a library warns of; its errors still come.
+
+    Args:
+        logger: The library's.
+    """
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager

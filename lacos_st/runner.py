@@ -8,10 +8,8 @@ before MTEB's JSON, so an interrupted run goes on with the next set.
 
 from __future__ import annotations
 
-import logging
 import random
 import time
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +26,7 @@ from lacos_st.errors import LacosError
 from lacos_st.files import file_name
 from lacos_st.fingerprint import fingerprint
 from lacos_st.languages import languages_of
+from lacos_st.quiet import errors_only
 from lacos_st.results import LEXICAL, SetResult, detail_path
 from lacos_st.statistics import lexical_similarity, spearman
 from lacos_st.tasks import Task
@@ -51,7 +50,7 @@ class Runner:
         self.batch_size = batch_size
         self.name = label
         self.revision = fingerprint(model)
-        with _quiet():  # its own deprecations, and prompts that it does not know
+        with errors_only("mteb"):  # its own deprecations, and prompts that it does not know
             self.wrapper = SentenceTransformerEncoderWrapper(model)
         safe = file_name(label)  # MTEB names directories after it
         name = label if "/" in label and safe == label.replace("/", "__") else f"local/{safe}"
@@ -117,7 +116,7 @@ class Runner:
         if hasattr(task, "sink"):
             task.sink = keep
         try:
-            with _quiet():  # superseded tasks; constant similarities, which the table reports
+            with errors_only("mteb"):  # superseded tasks; constant similarities, which the table reports
                 outcome = mteb.evaluate(
                     self.wrapper,
                     task,
@@ -189,20 +188,6 @@ class Runner:
         if self.directory is not None:
             result.save(self.directory / "details")
         return result
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what MTEB warns of; its errors still come."""
-    logger = logging.getLogger("mteb")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager
