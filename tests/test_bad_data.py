@@ -32,7 +32,7 @@ BAD_ROWS = [
     ("x.jsonl", b'["a", "b"]\n{"anchor": NaN, "positive": "b"}\n', ":2: column 'anchor' is NaN"),
     ("x.jsonl", b'["a", "b"]\n{"anchor": 5, "positive": "b"}\n', ":2: column 'anchor' is 5, a int and not a text"),
     ("x.jsonl", b'["a", "b"]\n{"anchor": null, "positive": "b"}\n', ":2: column 'anchor' is null"),
-    ("x.jsonl", b'["a", "b"]\n{"anchor": [], "positive": "b"}\n', ":2: column 'anchor' is '..', a list"),
+    ("x.jsonl", b'["a", "b"]\n{"anchor": [], "positive": "b"}\n', ":2: column 'anchor' is \\[\\], a list"),
     ("x.jsonl", b'["a", "b"]\n{"anchor": "x", "positive": []}\n', ":2: column 'positive' is an empty list"),
     (
         "x.jsonl",
