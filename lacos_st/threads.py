@@ -3,8 +3,8 @@
 PyTorch shares each operation out among OpenMP's threads, which meet again at its end, and whoever comes first waits by
 spinning. A small model has about ten such meetings a layer. Where other processes want the processors, each meeting
 costs a turn of the scheduler, and the spinning takes away the time that is waited for: with a process computing on each
-core, two threads took two to five times as long as one (`benchmarks/busy.py`). How many threads compute changes
-no embedding: what a row becomes depends on that row alone.
+core, two threads took up to four times as long as one. How many threads compute changes embeddings by rounding at
+most: what the kernels make of a row depends on that row alone.
 
 OpenMP's threads do not follow into a forked process, where the first operation that counts on them waits for ever.
 """
