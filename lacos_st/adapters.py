@@ -10,6 +10,7 @@ from dataclasses import fields
 
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lacos_st.errors import LacosError
@@ -28,6 +29,30 @@ _FREE = {
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of `init_lora_weights`: the base stays as it is
 
 
+def is_adapter_name(name: object) -> bool:
+    """Whether an adapter of this name can be injected, saved in a folder of that name and loaded."""
+    return (
+        isinstance(name, str)
+        and bool(name.strip())
+        and len(name.encode()) <= 255  # of a folder's name
+        and not set(name) & set("./\\\0")
+        and not hasattr(nn.ModuleDict(), name)  # PEFT keeps adapters in one, beside its own methods
+    )
+
+
+def check_adapter_name(name: object) -> None:
+    """Refuse a name of an adapter that PEFT or a file system cannot carry.
+
+    Raises:
+        LacosError: It is one.
+    """
+    if not is_adapter_name(name):
+        raise LacosError(
+            f"An adapter cannot be named {name!r:.80}: it lies in a torch.nn.ModuleDict, and in a folder of its "
+            "name. Choose a short text without dots and slashes that is no method of that, for example 'french'."
+        )
+
+
 def check_plain_lora(config: PeftConfig, name: str) -> None:
     """Refuse adapters that checkpoints, merging and the fast path would carry in part only.
 
@@ -36,8 +61,9 @@ def check_plain_lora(config: PeftConfig, name: str) -> None:
         name: The adapter.
 
     Raises:
-        LacosError: No LoRA, or LoRA that is more than its two matrices a layer.
+        LacosError: No LoRA, or LoRA that is more than its two matrices a layer, or a name that cannot be saved.
     """
+    check_adapter_name(name)
     if type(config) is not LoraConfig:
         raise LacosError(
             f"The adapter {name!r} is {type(config).__name__}, and LACoS keeps plain LoRA: use LoraConfig."
@@ -59,6 +85,20 @@ def changes_base(config: PeftConfig) -> bool:
     """Whether an adapter began as a part of the base and took it away there (OLoRA, PiSSA)."""
     start = getattr(config, "init_lora_weights", True)
     return isinstance(start, str) and (start == "olora" or start.startswith("pissa"))
+
+
+def matrices(model: nn.Module, name: str) -> dict[str, Tensor]:
+    """An adapter's tensors under PEFT's names, taken from its layers: any part of a key can be an adapter's name."""
+    state: dict[str, Tensor] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            state |= {f"{path}.{part}.weight": getattr(layer, part)[name].weight for part in _holders(layer, name, "")}
+            state |= {f"{path}.{part}": getattr(layer, part)[name] for part in _holders(layer, name, "embedding_")}
+    return state
+
+
+def _holders(layer: LoraLayer, name: str, kind: str) -> list[str]:
+    return [part for part in (f"lora_{kind}A", f"lora_{kind}B") if name in getattr(layer, part)]
 
 
 class WithAdapters:
@@ -96,16 +136,16 @@ class WithAdapters:
             name: The adapter's name.
 
         Raises:
-            LacosError: A target that BLOOM does not have, or a name in use or with a dot.
+            LacosError: A target that BLOOM does not have, or a name that is in use or cannot be saved.
         """
         unknown = sorted(set(targets) - set(LORA_TARGETS))
         if unknown or not targets:
             raise LacosError(
                 f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
             )
-        if name in self.adapter_names or "." in name:
-            why = "has a dot" if "." in name else "exists already"
-            raise LacosError(f"An adapter's name {name!r} {why}: choose another name.")
+        check_adapter_name(name)
+        if name in self.adapter_names:
+            raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
         self.model.add_adapter(config, name)
 
@@ -137,5 +177,6 @@ class WithAdapters:
         fold_lora_(self.model, name)
         del self.model.peft_config
         self.model._hf_peft_config_loaded = False
-        self.base = {"name": "merged", "revision": None}
+        self.base = {key: value for key, value in self.base.items() if key != "path"}
+        self.base |= {"name": "merged", "revision": None}
         self.save_base, self._stored_rows = True, None

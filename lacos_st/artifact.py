@@ -1,4 +1,4 @@
-"""What lies in a saved model's directory: the 8-bit base, adapters, and how they get there whole.
+"""What lies in a saved model's directory: the 8-bit base and adapters.
 
     model.safetensors, config.json            the base, where the model is self-contained
     adapter/, adapter/<name>/                 the active adapter and the others; without a base: `.` and `<name>/`
@@ -6,28 +6,27 @@
     1_Dense/, 2_Pooling/, ...                 the modules after the transformer
     checkpoint-<step>/                        the Trainer's: without the base, if it is frozen, by reference to it
 
-Tensors are written under the names that stock transformers and PEFT read, as safetensors only. A model is staged
-beside its target and then moved, so that no reader ever sees half of one.
+Tensors are written under the names that stock transformers and PEFT read, as safetensors only. How a directory gets to
+where it is to lie: `placing.py`.
 """
 
 from __future__ import annotations
 
-import errno
+import json
 import os
 import re
-import tempfile
 from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import save_torch_state_dict
-from peft import PeftConfig
+from huggingface_hub import metadata_load, save_torch_state_dict
 from safetensors.torch import save_file
-from torch import Tensor
+from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lacos_st.errors import LacosError
+from lacos_st.adapters import is_adapter_name, matrices
 from lacos_st.frozen import is_trained
 
 RECORD = "lacos.json"
@@ -45,50 +44,78 @@ def write_base(model: PreTrainedModel, root: Path) -> None:
     save_torch_state_dict(state, root, max_shard_size="4GB")
     config = deepcopy(model.config)
     config.architectures = ["BloomModel"]
+    config.dtype = model.dtype  # `.half()` does not tell it, and stock classes load what it says
     config.save_pretrained(root)
 
 
-def write_adapter(
-    folder: Path, config: PeftConfig, state: dict[str, Tensor], base: str | None, revision: str | None
+def write_adapters(
+    root: Path, model: PreTrainedModel, names: list[str], base: str | None, revision: str | None
 ) -> None:
-    """Write one adapter as PEFT does.
+    """Write adapters as PEFT does, the first in a folder and the others in folders in it.
 
     Args:
-        folder: Where to.
-        config: The adapter's configuration.
-        state: Its tensors, as in the model that it is injected in.
-        base: Name or path of the base, for whoever loads the adapter by itself.
+        root: The first one's folder.
+        model: Has them.
+        names: Their names.
+        base: Name or path of the base, for whoever loads an adapter by itself.
         revision: Of the base on the Hub.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    config = deepcopy(config)
-    config.inference_mode = True
-    config.init_lora_weights = True  # else loading would take OLoRA's or PiSSA's beginning out of the base once more
-    config.base_model_name_or_path = base
-    config.revision = revision
-    config.save_pretrained(str(folder))
-    tensors = {
-        f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items() if is_trained(key)
-    }
-    save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    for folder, name in zip((root, *(root / name for name in names[1:])), names, strict=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        config = deepcopy(model.peft_config[name])
+        config.inference_mode = True
+        config.init_lora_weights = True  # else loading would take OLoRA's or PiSSA's start out of the base once more
+        config.base_model_name_or_path = base
+        config.revision = revision
+        config.save_pretrained(str(folder))
+        state = matrices(model, name)
+        tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+        save_file(tensors, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def describe_base(source: str, recorded: dict[str, str | None] | None, commit: str | None) -> dict[str, str | None]:
+def describe_base(
+    source: str, recorded: dict[str, str | None] | None, commit: str | None, places: dict[str, Any] | None = None
+) -> dict[str, str | None]:
     """Say what the base of a model is.
 
     Args:
         source: Where it was loaded from: a directory or a name on the Hub.
         recorded: What that directory's `lacos.json` says of it.
         commit: The commit of a base on the Hub.
+        places: `token`, `cache_dir` and `local_files_only`: where its card is, if it is there.
 
     Returns:
-        Its "name" and "revision", and for a local base its "path": only checkpoints write that down.
+        Its "name" and "revision"; what its card says of "license", "language" and "non_commercial_sources"; and for a
+        local base its "path", which only checkpoints write down.
     """
-    if Path(source).is_dir():
-        origin = recorded or {"name": Path(source).resolve().name, "revision": None}
-        has_weights = any(Path(source).glob("model*.safetensors*")) or any(Path(source).glob("pytorch_model*"))
-        return {"path": str(Path(source).resolve()), **origin} if has_weights else origin
-    return recorded or {"name": source, "revision": commit}
+    if not Path(source).is_dir():
+        return recorded or {"name": source, "revision": commit, **_terms(source, commit, places or {})}
+    origin = recorded or {"name": Path(source).resolve().name, "revision": None, **_terms(source, None, {})}
+    has_weights = any(Path(source).glob("model*.safetensors*")) or any(Path(source).glob("pytorch_model*"))
+    return {"path": str(Path(source).resolve()), **origin} if has_weights else origin
+
+
+def _terms(source: str, commit: str | None, places: dict[str, Any]) -> dict[str, str | None]:
+    """What the card of a base says that holds for all that is made of it."""
+    told: dict[str, Any] = {}
+    with suppress(Exception):  # a card is no part of a model
+        card = load_file_path(
+            source,
+            "README.md",
+            token=places.get("token"),
+            cache_folder=places.get("cache_dir"),
+            revision=commit,
+            local_files_only=places.get("local_files_only") or False,
+        )
+        told = (metadata_load(card) if card else None) or {}
+    terms = {key: told.get(key) for key in ("license", "language", "non_commercial_sources")}
+    return {
+        key: value if isinstance(value, str) else ", ".join(map(str, value)) for key, value in terms.items() if value
+    }
+
+
+UNNAMED = "<the name of this repository: push_to_hub and save(model_name=...) write it here>"
+"""Stands in a self-contained model's adapter for its name on the Hub, which stock classes need there."""
 
 
 def is_hub_name(name: str | None) -> bool:
@@ -101,65 +128,17 @@ def is_checkpoint(path: str | os.PathLike[str]) -> bool:
     return _CHECKPOINT.fullmatch(Path(path).name) is not None
 
 
-def stage_for(target: Path) -> Path:
-    """Make a directory for a model to be written to, on the file system on which it is to lie.
-
-    It is beside the target, or in it where the target is a mount point, and leads nowhere by a link.
-    """
-    home = target.resolve()
-    home.parent.mkdir(parents=True, exist_ok=True)
-    mounted = home.is_dir() and home.stat().st_dev != home.parent.stat().st_dev
-    return Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home if mounted else home.parent))
-
-
-def move_into(stage: Path, target: Path) -> None:
-    """Put a complete staged model in place: by one rename where possible, else file by file, listings last.
-
-    Of a model that lay there, what the new one has not is taken away. Anything else is left as it is.
-    """
-    for path in (stage, *stage.rglob("*")):  # safetensors and temporary folders are for one's own eyes
-        path.chmod(0o755 if path.is_dir() else 0o644)
-    if not target.exists():
-        stage.rename(target)
-        return
-    kinds = ("*", "adapter/**/*") if (target / "modules.json").is_file() else ()
-    found = [file for kind in kinds for file in target.glob(kind) if _is_ours(file.relative_to(target))]
-    replaced = sorted(found, key=lambda file: -len(file.parts))  # folders in folders first
-    files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
-    files.sort(key=lambda file: file.name == "modules.json")
-    for file in files:
-        (target / file).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(stage / file, target / file)
-    for old in replaced:
-        if old.relative_to(target) not in files:
-            old.unlink()
-            with suppress(OSError):  # of an adapter that is no more
-                old.parent.rmdir()
-
-
-def _is_ours(file: Path) -> bool:
-    """Whether a file below a model's directory is one that a later model may have to be without."""
-    folder, name = file.parts[:-1], file.name
-    if folder[:1] == ("adapter",):
-        return name in _ADAPTER
-    return not folder and (name in ("config.json", "training.json", *_ADAPTER) or bool(_WEIGHTS.fullmatch(name)))
-
-
-def disk_error(error: Exception, target: Path) -> LacosError:
-    """What to tell the user whose disk did not take a model.
-
-    Args:
-        error: The operating system's, or that of safetensors, which has its number in its text.
-        target: What was to be written.
-    """
-    reason = {
-        errno.ENOSPC: "the disk is full",
-        errno.EACCES: "it is not writable",
-        errno.EROFS: "it is read-only",
-    }
-    told = re.search(r"os error (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(told[1]) if told else 0)
-    return LacosError(
-        f"Saving to {str(target)!r} failed: {reason.get(number, str(error))}. Nothing that was there has "
-        "changed; free space or choose another directory and save again."
-    )
+def replaceable(directory: Path) -> set[Path]:
+    """Those files of a saved model, by their paths in its directory, that a later one there may have to be without."""
+    if not (directory / "modules.json").is_file():
+        return set()
+    try:
+        names = json.loads((directory / RECORD).read_text(encoding="utf-8"))["adapters"]
+    except (OSError, ValueError, KeyError):  # stock classes' own
+        names = []
+    names = [name for name in names if is_adapter_name(name)]
+    folders = (".", "adapter", *names, *(f"adapter/{name}" for name in names))
+    files = {Path(folder, file) for folder in folders for file in _ADAPTER}
+    files |= {Path("config.json"), Path("training.json")}
+    files |= {Path(file.name) for file in directory.iterdir() if _WEIGHTS.fullmatch(file.name)}
+    return {file for file in files if (directory / file).is_file()}

@@ -1,19 +1,31 @@
 """What a saved model says of itself: the LACoS part of its card, and `lacos-st info`.
 
-sentence-transformers writes the card's metadata, training data, losses and citations; `section` adds what it does
-not know: 8 bits, the adapter, the recipe, what training took and brought, and how to load the model with and
-without this package.
+sentence-transformers writes the card's training data, losses and citations. `fill_in` tells it what is known of the
+base; `complete` adds what it does not know: 8 bits, the adapter, the recipe, what training took and brought, how to
+load the model with and without this package, and what stock classes would break. A card that came with a model stays as
+it is, but for what has changed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from lacos_st.artifact import is_hub_name
+from lacos_st.stock import inexpressible
 
 if TYPE_CHECKING:
     from lacos_st.model import LacosSentenceTransformer
+
+
+_HEADING = "## 8-bit LoRA BLOOM"
+_SECTION = re.compile(rf"^{_HEADING}$.*?(?=\s*^## |\s*\Z)", re.DOTALL | re.MULTILINE)
+_LOADED = re.compile(r'(SentenceTransformer\(")([^"\n]*)("\))')
+_UNKNOWN_BASE = "<!-- - **Base model:** [Unknown](https://huggingface.co/unknown) -->"
 
 
 def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
@@ -30,8 +42,10 @@ def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
     tensors = [*model.parameters(), *model.buffers()]
     adapters = {name: transformer.model.peft_config[name] for name in transformer.adapter_names}
     adapter_size = sum(p.numel() for key, p in model.named_parameters() if "lora_" in key)
+    above = list(model)[1:]
     return {
         "base": transformer.base["name"],
+        "licence": _licence(transformer.base),
         "blocks": f"{config.n_layer} x {config.hidden_size}, {config.n_head} heads, {config.vocab_size:,} tokens",
         "parameters": f"{sum(t.numel() for t in tensors):,}, of them {adapter_size:,} in adapters",
         "in memory": f"{sum(t.numel() * t.element_size() for t in tensors) / 2**20:,.1f} MiB",
@@ -41,7 +55,8 @@ def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
         "adapters": ", ".join(f"{name} (rank {c.r}, {_targets(c.target_modules)})" for name, c in adapters.items())
         or "none",
         "template": transformer.template,
-        "pooling": model.pooling.pooling_mode,
+        "pooling": next((module.pooling_mode for module in above if isinstance(module, Pooling)), None)
+        or ", ".join(type(module).__name__ for module in above),
         "max_seq_length": model.max_seq_length,
         "dimension": model.get_embedding_dimension(),
     }
@@ -52,41 +67,101 @@ def _targets(modules: str | Iterable[str]) -> str:
     return modules if isinstance(modules, str) else "+".join(sorted(modules))
 
 
+def _licence(base: dict[str, str | None]) -> str:
+    """Of the base, with what a company has to know of it."""
+    licence = base.get("license") or "not told by the base"
+    sources = base.get("non_commercial_sources")
+    return f"{licence}; learnt from non-commercial sources too: {sources}" if sources else licence
+
+
+def fill_in(model: LacosSentenceTransformer) -> None:
+    """Tell ST's card data what is known of the base and of the data, where the user has not."""
+    data, base = model.model_card_data, model.transformer.base
+    data.license = data.license or base.get("license")
+    if not data.language and (languages := base.get("language")):
+        data.set_language(languages.split(", "))
+    if is_hub_name(base["name"]):
+        data.base_model, data.base_model_revision = base["name"], base["revision"]
+    data.first_save = False  # else ST would ask the Hub for models that are named like parts of a local path
+    sources = model.training_record["recipe"]["train_data"] if model.training_record else []
+    names = [source.partition(":")[0] for source in sources]
+    data.datasets += [name for name in names if is_hub_name(name) and name not in data.datasets]
+
+
 def section(model: LacosSentenceTransformer, name: str) -> str:
-    """The Markdown that `LacosSentenceTransformer` puts at the head of a model card.
+    """What the model is and how it is loaded: the Markdown at the head of its card.
 
     Args:
-        model: The model; `training_record` tells of its training if it was trained by `train`.
+        model: The model.
         name: The name under which users load it.
 
     Returns:
         Markdown.
     """
-    lines = [
-        "## 8-bit LoRA BLOOM",
-        "",
-        "Trained with LACoS (arXiv 2305.06404): frozen 8-bit BLOOM, a low-rank adapter, a contrastive objective.",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in describe(model).items()),
-        "",
-        "```python",
+    missing = inexpressible(model)
+    stock = [
         "from sentence_transformers import SentenceTransformer  # needs bitsandbytes and peft, not lacos-st",
         f'model = SentenceTransformer("{name}")',
         "",
-        "from lacos_st import LacosSentenceTransformer  # the same model, faster and smaller",
-        f'model = LacosSentenceTransformer("{name}")  # is_trainable=True to go on training',
-        "```",
-        "",
-        "Stock sentence-transformers encodes with it. To train it further or to save it again use lacos-st: the stock "
-        "classes would lose its 8-bit settings.",
-        "",
     ]
-    record = getattr(model, "training_record", None)
-    if record:
-        lines += [
-            f"Training: {record['steps']} steps over {record['rows']:,} rows in {record['seconds']:,} s on "
+    return "\n".join(
+        [
+            _HEADING,
+            "",
+            "Trained with LACoS (arXiv 2305.06404): frozen 8-bit BLOOM, a low-rank adapter, a contrastive objective.",
+            "",
+            "| | |",
+            "|---|---|",
+            *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in describe(model).items()),
+            "",
+            "```python",
+            *([] if missing else stock),
+            "from lacos_st import LacosSentenceTransformer"
+            + ("" if missing else "  # the same model, faster and smaller"),
+            f'model = LacosSentenceTransformer("{name}")  # is_trainable=True to go on training',
+            "```",
+            "",
+            f"Stock sentence-transformers cannot express its {' and '.join(missing)}, and does not load it."
+            if missing
+            else _stock_says(model),
+        ]
+    )
+
+
+def _stock_says(model: LacosSentenceTransformer) -> str:
+    """What stock classes do with a saved model, and what they break."""
+    transformer = model.transformer
+    if transformer.adapter_names and transformer.save_base:
+        upload = (
+            " To upload it as files save it with `model_name=` as its name on the Hub, or use `push_to_hub`: stock "
+            "classes find the base there by that name."
+        )
+        return (
+            "Stock sentence-transformers encodes with it. Save it again with lacos-st only: stock classes write the "
+            f"adapter without its base, and that cannot be loaded.{'' if transformer.hub_name else upload}"
+        )
+    if transformer.adapter_names:
+        return (
+            "Stock sentence-transformers encodes with it. Saved again by stock classes it loads its base in full "
+            "precision, for they do not write its 8-bit settings."
+            if transformer.quantization == "int8"
+            else "Stock sentence-transformers encodes with it and saves it."
+        )
+    if transformer.quantization == "int8":
+        return (
+            "Stock sentence-transformers encodes with it. It cannot save it: transformers does not write weights that "
+            "it has read in 8 bits, and raises NotImplementedError."
+        )
+    return "Stock sentence-transformers encodes with it, trains it and saves it."
+
+
+def training_section(record: dict[str, Any]) -> str:
+    """What training by `train` took and brought, as Markdown."""
+    return "\n".join(
+        [
+            "## LACoS training",
+            "",
+            f"{record['steps']} steps over {record['rows']:,} rows in {record['seconds']:,} s on "
             f"{record['device']}, peak memory {record['peak_bytes'] / 2**30:.1f} GiB; the best step was "
             f"{record['best_step']}.",
             "",
@@ -107,12 +182,32 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             "```",
             "",
             "</details>",
-            "",
         ]
-    return "\n".join(lines)
+    )
 
 
-def insert(card: str, text: str) -> str:
-    """Put a section before the first second-level heading of a card."""
-    head, found, rest = card.partition("\n## ")
-    return f"{head}\n\n{text}{found}{rest}" if found else f"{card}\n\n{text}"
+def complete(card: str, model: LacosSentenceTransformer, directory: str) -> str:
+    """Put our sections into a card that ST has made or that came with the model, before its first such heading.
+
+    Args:
+        card: Markdown.
+        model: The model.
+        directory: Name of the directory that it is saved to, by which it is loaded unless it has a name on the Hub.
+
+    Returns:
+        Markdown; the same if it says all of this already.
+    """
+    named = model.transformer.hub_name
+    there = _SECTION.search(card)
+    if there is None:
+        sections = [section(model, named or directory)]
+        if model.training_record:
+            sections.append(training_section(model.training_record))
+        head, found, rest = card.partition("\n## ")
+        card = "\n\n".join([head.rstrip(), *sections, found.lstrip() + rest])
+    else:
+        before = _LOADED.search(there[0])
+        if before is None or section(model, before[2]) != there[0]:
+            card = card.replace(there[0], section(model, named or directory))
+    card = card.replace(_UNKNOWN_BASE, f"- **Base model:** {model.transformer.base['name']}")
+    return _LOADED.sub(lambda found: f"{found[1]}{named}{found[3]}", card) if named else card

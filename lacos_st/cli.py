@@ -240,7 +240,8 @@ def _train(arguments: argparse.Namespace) -> None:
     print(
         f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
         f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"
-        f'Use it: SentenceTransformer("{config.output}")'
+        f'Use it: lacos_st.LacosSentenceTransformer("{config.output}"), or, slower but without lacos-st, '
+        f'SentenceTransformer("{config.output}")'
     )
 
 

@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lacos_st.errors import LacosError
+from lacos_st.files import obey_umask
 from lacos_st.packed_table import unpack_table
+from lacos_st.placing import stage_for
 
 EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""
@@ -114,9 +115,7 @@ def unpack(name: str, directory: str | Path) -> None:
         raise LacosError(f"{str(target)!r} exists already and is not empty: give another directory.")
     stage = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        stage.chmod(0o755)
+        stage = stage_for(target)
         _write(name, stage)
         stage.rename(target)  # replaces an empty directory
     except (OSError, SafetensorError) as error:  # the latter where a disk is full
@@ -138,7 +137,7 @@ def _write(name: str, directory: Path) -> None:
     # transformers computes in the dtype it finds, and no CPU computes well in fp16.
     unpacked = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in packed.items()}
     save_file(unpacked, directory / "model.safetensors", metadata={"format": "pt"})
-    (directory / "model.safetensors").chmod(0o644)
+    obey_umask(directory / "model.safetensors")
     for entry in source.iterdir():
         if entry.is_dir():  # sentence-transformers' modules over the base
             shutil.copytree(entry, directory / entry.name)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -83,6 +84,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def obey_umask(file: Path) -> None:
+    """Give a file the mode that a new one gets: safetensors writes for its owner alone."""
+    probe = file.with_name(f".{file.name}.mode")
+    probe.touch()
+    shutil.copymode(probe, file)
+    probe.unlink()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ It is ST's class with three differences.
 from __future__ import annotations
 
 import inspect
-import json
+import logging
 import os
 import shutil
 import warnings
@@ -26,39 +26,31 @@ from typing import Any, Self
 import bitsandbytes as bnb
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Transformer
-from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from lacos_st.artifact import (
-    disk_error,
-    is_checkpoint,
-    move_into,
-    stage_for,
-)
+from lacos_st.adapters import check_adapter_name
+from lacos_st.artifact import is_checkpoint, is_hub_name
 from lacos_st.bloom import accelerate_
-from lacos_st.card import describe, insert, section
-from lacos_st.dense import LacosDense, LacosLayerNorm, freeze_
+from lacos_st.card import complete, describe, fill_in
+from lacos_st.dense import freeze_
 from lacos_st.embedding_table import LacosEmbedding8bit, quantize_embedding_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
 from lacos_st.names import resolve
 from lacos_st.opening import check_directory
+from lacos_st.placing import disk_error, move_into, stage_for
 from lacos_st.pooling import LacosPooling
 from lacos_st.quantization import is_quantized
 from lacos_st.quiet import without
 from lacos_st.reload import read_checkpoint
+from lacos_st.stock import OURS, STOCK, fullname, inexpressible, name_stock_classes
 from lacos_st.threads import as_many_threads_as_serve
 from lacos_st.transformer import LacosTransformer
 
 # Where sentence-transformers has had its modules: a saved model names them as its version did.
 _PLACES = ("sentence_transformers.models", "sentence_transformers.sentence_transformer.modules")
-_STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
-_OURS: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm, Pooling: LacosPooling}
-
-
-def _fullname(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__name__}"
+logger = logging.getLogger(__name__)
 
 
 class LacosSentenceTransformer(SentenceTransformer):
@@ -86,8 +78,8 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     _module_classes: Mapping[str, type[nn.Module]] = {
         name: ours
-        for ours, stock in _STOCK.items()
-        for name in (_fullname(ours), _fullname(stock), *(f"{place}.{stock.__name__}" for place in _PLACES))
+        for ours, stock in STOCK.items()
+        for name in (fullname(ours), fullname(stock), *(f"{place}.{stock.__name__}" for place in _PLACES))
     }
 
     def __init__(
@@ -109,8 +101,8 @@ class LacosSentenceTransformer(SentenceTransformer):
         if modules is not None and not isinstance(modules, OrderedDict):
             modules = OrderedDict((str(position), module) for position, module in enumerate(modules))
         for module in (modules or {}).values():
-            if type(module) in _OURS:
-                module.__class__ = _OURS[type(module)]
+            if type(module) in OURS:
+                module.__class__ = OURS[type(module)]
         # ST advises fp32 on every CPU; the compute dtype is chosen by what this one does well
         with without("sentence_transformers.base.model", "was loaded in torch."):
             super().__init__(path, modules=modules, **kwargs)
@@ -213,7 +205,6 @@ class LacosSentenceTransformer(SentenceTransformer):
             **told,
             **self._transformer_options,
         )
-        self.model_card_data.base_model = transformer.base["name"]
         self.is_plain_checkpoint = True
         return [transformer, LacosPooling(transformer.get_embedding_dimension(), self._default_pooling)], {}
 
@@ -237,7 +228,8 @@ class LacosSentenceTransformer(SentenceTransformer):
 
         Args:
             path: Directory; a model there is replaced after the new one is complete. As for ST, None saves nothing.
-            model_name: As for ST.
+            model_name: As for ST. Where it is the name of the repository on the Hub that the directory will be uploaded
+                to as files, stock classes load the model from there; `push_to_hub` gives it itself.
             create_model_card: As for ST.
             train_datasets: As for ST.
             safe_serialization: Must stay True: artifacts are safetensors only.
@@ -265,13 +257,15 @@ class LacosSentenceTransformer(SentenceTransformer):
             if list(module.parameters()) and not any(parameter.requires_grad for parameter in module.parameters())
         ]
         self._saving_to = target.resolve().name
+        name = model_name or self.model_card_data.model_id
+        transformer.hub_name = name if is_hub_name(name) else None
         stage = None
         try:
             stage = stage_for(target)
             super().save(
                 str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
             )
-            self._name_stock_classes(stage)
+            name_stock_classes(self, stage)
             if self.training_record is not None:
                 write_json(stage / "training.json", self.training_record)
             move_into(stage, target)
@@ -286,59 +280,34 @@ class LacosSentenceTransformer(SentenceTransformer):
         """Save the model; see `save`."""
         self.save(path, *args, **kwargs)
 
-    def _name_stock_classes(self, stage: Path) -> None:
-        """Let `modules.json` name stock classes where they do the same; otherwise say that the plugin is needed."""
-        attention = self.transformer.attention
-        # what the config.json that stock classes read says: ours, or by reference the base's own
-        told = attention if self.transformer.save_base else self.transformer.base_attention
-        needs_plugin = [
-            reason
-            for reason, needed in {
-                "symmetric attention": attention == "symmetric",
-                f"{attention} attention over a base that is {told}": attention not in ("symmetric", told),
-                "include_prompt=False": any(isinstance(m, Pooling) and not m.include_prompt for m in self),
-            }.items()
-            if needed
-        ]
-        listing = stage / "modules.json"
-        modules = json.loads(listing.read_text(encoding="utf-8"))
-        if needs_plugin:
-            warnings.warn(
-                f"Stock sentence-transformers cannot express {' and '.join(needs_plugin)}: the saved model names "
-                "lacos_st's classes, and loads with lacos_st.LacosSentenceTransformer only.",
-                stacklevel=4,
-            )
-        else:
-            for module, entry in zip(self, modules, strict=True):
-                stock = _STOCK.get(type(module))
-                if stock is not None:
-                    entry["type"] = _fullname(stock)
-                if entry["path"]:
-                    name = f"{entry['idx']}_{(stock or type(module)).__name__}"
-                    (stage / entry["path"]).rename(stage / name)
-                    entry["path"] = name
-        listing.write_text(json.dumps(modules, indent=2) + "\n", encoding="utf-8")
-
     def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
-        super()._create_model_card(path, model_name, *args, **kwargs)
-        file = Path(path) / "README.md"
-        name = self._saving_to if model_name is None else model_name
-        file.write_text(insert(file.read_text(encoding="utf-8"), section(self, name)), encoding="utf-8")
+        """As ST's, with what `card.py` knows; a card that cannot be made is logged and the model saved, as by ST."""
+        card = Path(path) / "README.md"
+        try:
+            fill_in(self)
+            super()._create_model_card(path, model_name, *args, **kwargs)
+            text = complete(card.read_text(encoding="utf-8"), self, self._saving_to) if card.is_file() else None
+        except OSError:
+            raise
+        except Exception:
+            logger.exception("The model card could not be made, and the model is saved without it.")
+            return
+        if text is not None:
+            card.write_text(text, encoding="utf-8")
 
     def describe(self) -> dict[str, Any]:
         """What the model is made of; see `card.describe`."""
         return describe(self)
 
-    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
-        """As ST's. A self-contained model is its own base there, so its adapter names the repository."""
-        transformer = self.transformer
-        base = transformer.base
-        if transformer.save_base:
-            transformer.base = {"name": repo_id, "revision": None}
-        try:
-            return super().push_to_hub(repo_id, *args, **kwargs)
-        finally:
-            transformer.base = base
+    def _push_to_hub_usage_tip(self, repo_id: str) -> str:
+        """As ST's, with a class that its reader can import."""
+        ours, stock = type(self).__name__, SentenceTransformer.__name__
+        tip = super()._push_to_hub_usage_tip(repo_id)
+        if inexpressible(self):
+            return tip.replace(
+                f"from sentence_transformers import {ours}", f"from {type(self).__module__} import {ours}"
+            )
+        return tip.replace(ours, stock)
 
     # -- training and adapters ---------------------------------------------------------------------------------
 
@@ -359,6 +328,15 @@ class LacosSentenceTransformer(SentenceTransformer):
         given = inspect.signature(super().fit).bind(*args, **kwargs)
         given.arguments.setdefault("optimizer_class", bnb.optim.AdamW8bit)
         super().fit(*given.args, **given.kwargs)
+
+    def add_adapter(self, adapter_config: Any, adapter_name: str | None = None) -> None:
+        """As ST's.
+
+        Raises:
+            LacosError: The name is one that cannot be saved.
+        """
+        check_adapter_name("default" if adapter_name is None else adapter_name)
+        super().add_adapter(adapter_config, adapter_name)
 
     def add_lora(self, *args: Any, **kwargs: Any) -> Self:
         """Add a trainable adapter; see `LacosTransformer.add_lora`."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig
 from lacos_st.artifact import RECORD
 from lacos_st.embedded import EMBEDDED, embedded_directory
 from lacos_st.errors import LacosError
+from lacos_st.placing import finish_move
 
 _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
 
@@ -31,6 +32,7 @@ def resolve(name: str) -> str:
         name = str(Path(name).expanduser())
     path = Path(name)
     if path.is_dir():
+        finish_move(path)
         if not any((path / file).is_file() for file in _MODEL_FILES):
             raise LacosError(
                 f"The directory {name!r} holds no model (no modules.json, config.json or adapter_config.json). "

@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BloomConfig, BloomModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from lacos_st.artifact import RECORD
+from lacos_st.artifact import RECORD, UNNAMED
 from lacos_st.errors import LacosError
 from lacos_st.quiet import without
 from lacos_st.schemas import (
@@ -242,6 +242,11 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
         base = told.get("base_model_name_or_path") if isinstance(told, dict) else None
         if not base or not isinstance(base, str):
             raise LacosError(f"{found!r} does not say which base the adapter is for (base_model_name_or_path).")
+        if base == UNNAMED:
+            raise LacosError(
+                f"Stock classes saved {name!r} and left its base behind, which is in none of its files: load the model that "
+                "they had loaded, and save it with LacosSentenceTransformer."
+            )
         hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     elif root.is_dir():
         root = root / hub.get("subfolder", "")
@@ -262,6 +267,8 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
     if Path(base).is_dir() and (tensors := _base_tensors(Path(base), whole=(root / RECORD).is_file())):
         _compare({key: tuple(value.shape) for key, value in model.state_dict().items()}, tensors, Path(base), file)
         _check_stored(config, tensors, Path(base))
+    if found is None and not root.is_dir():
+        return  # on the Hub, beside its base
     folder = "" if found is not None else "adapter/"
     for position, adapter in enumerate(adapters or (["default"] if found is not None else [])):
         if not (root / folder / (adapter if position else "")).is_dir():
@@ -375,20 +382,24 @@ def _check_stored(config: dict[str, Any], tensors: Tensors, root: Path) -> None:
             )
 
 
-def load_adapter(model: PreTrainedModel, source: str, name: str, subfolder: str) -> None:
-    """Load one more adapter into a model that has some.
+def load_adapter(model: PreTrainedModel, source: str, name: str, places: dict[str, Any]) -> None:
+    """Load an adapter into a base that it lies beside, or into a model that has some.
+
+    transformers itself would look for the base of a model on the Hub where the adapter's configuration says, which is a
+    name that a directory need not know when it is uploaded.
 
     Args:
-        model: The base with its adapters.
+        model: The base, with adapters or not.
         source: A directory, or a name on the Hub.
         name: The adapter's name.
-        subfolder: Where it lies.
+        places: `token`, `revision`, `cache_dir`, `local_files_only`, `subfolder`: where it lies.
 
     Raises:
         LacosError: Tensors of it are not there.
     """
     # transformers takes the adapters that are there already for part of this one, and calls them "newly initialized"
     with without("transformers.integrations.peft", "LOAD REPORT"):
-        told = model.load_adapter(source, adapter_name=name, adapter_kwargs={"subfolder": subfolder})
-    if missing := [key for key in told.missing_keys if f".{name}." in key]:
+        told = model.load_adapter(source, adapter_name=name, adapter_kwargs=places)
+    # by its end: any other part of a key can be an adapter's name too
+    if missing := [key for key in told.missing_keys if key.removesuffix(".weight").endswith(f".{name}")]:
         raise LacosError(f"The adapter {name!r} in {source!r} lacks {missing[0]!r}: copy the model again.")

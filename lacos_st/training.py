@@ -34,7 +34,6 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.allocator import give_memory_back
-from lacos_st.artifact import disk_error, move_into
 from lacos_st.assembly import (
     adapter_settings,
     build_arguments,
@@ -50,6 +49,7 @@ from lacos_st.files import locked, write_json
 from lacos_st.memory import auto_batch_size, base_config
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.names import find
+from lacos_st.placing import disk_error, finish_move, move_into
 from lacos_st.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def train(
     except OSError as error:
         raise LacosError(f"The output {config.output!r} cannot be made: {error.strerror}. Choose another.") from error
     with locked(run), _gone_if_nothing_came(run):
+        finish_move(output)  # which a kill may have interrupted
         if is_finished(config, output, run):  # it was killed just before its last step
             shutil.rmtree(run)
             model = LacosSentenceTransformer(output)

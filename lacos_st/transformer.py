@@ -27,7 +27,7 @@ from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.adapters import WithAdapters, changes_base, check_plain_lora
 from lacos_st.allocator import settle_heap
-from lacos_st.artifact import RECORD, describe_base, is_hub_name, write_adapter, write_base
+from lacos_st.artifact import RECORD, UNNAMED, describe_base, is_hub_name, write_adapters, write_base
 from lacos_st.attention import Mode
 from lacos_st.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.errors import LacosError
@@ -35,7 +35,6 @@ from lacos_st.frozen import freeze_, is_trained, keep_frozen_
 from lacos_st.opening import check_transformer, load_adapter, naming_tokenizer
 from lacos_st.preprocessing import PreprocessingTransformer
 from lacos_st.quantization import as_dtype, default_compute_dtype, is_quantized
-from lacos_st.quiet import without_warning
 from lacos_st.schemas import check_backend, check_device_map, check_quantization, check_record, check_settings, checking
 from lacos_st.template import END_TEMPLATE, apply_template, check_room, own_template
 
@@ -105,7 +104,9 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         self.training_form = training_form
         self.attention: Mode = attention_mode(self.model.config)
         self.base_attention: Mode = self._load_options["base_attention"]
-        self.base = describe_base(model_name_or_path, base, getattr(self.config, "_commit_hash", None))
+        commit = getattr(self.config, "_commit_hash", None)
+        self.base = describe_base(model_name_or_path, base, commit, kwargs.get("config_kwargs"))
+        self.hub_name: str | None = None  # of what is saved, where the model around this module knows it
         self.saved_by_lacos: bool | None = None  # by the model around this module; None: there is none yet
         self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
         # The rows of the table whose base lies where `base` says; None: in memory alone, for it has changed.
@@ -212,10 +213,11 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             asked = torch.float32
         model_kwargs["dtype"] = "auto" if quantized else asked  # quantise what is stored, not what bf16 leaves of it
         names = options["adapters"]
-        if names:
+        hub = {key: model_kwargs.get(key) for key in ("cache_dir", "token", "revision", "local_files_only")}
+        model_kwargs.pop("adapter_kwargs", None)
+        if names and is_peft_model:
             model_kwargs["adapter_name"] = names[0]
-            in_root = (Path(model_name_or_path) / "adapter_config.json").is_file() or is_peft_model
-            model_kwargs["adapter_kwargs"] = {} if in_root else {"subfolder": "adapter"}
+            model_kwargs["adapter_name"] = names[0]
         check_device_map(model_kwargs.get("device_map"))
         model = super()._load_model(
             model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
@@ -228,8 +230,9 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         options["base_attention"] = attention_mode(config)
         set_attention_mode_(model.config, options["attention"] or options["base_attention"])
         model = accelerate_(model, options["compute_form"], options["training_form"])
-        for name in names[1:]:
-            load_adapter(model, model_name_or_path, name, name if is_peft_model else f"adapter/{name}")
+        for name in names[1:] if is_peft_model else names:
+            folder = name if is_peft_model else "adapter" if name == names[0] else f"adapter/{name}"
+            load_adapter(model, model_name_or_path, name, {**hub, "subfolder": folder})
         if names:
             model.set_adapter(names[0])
             model.requires_grad_(False)
@@ -303,12 +306,9 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
             )
         if self.save_base:
             write_base(self.model, root)
-        base = self.base["name"] if self.save_base else self.base.get("path") or self.base["name"]
-        for position, name in enumerate(names):
-            folder = root / "adapter" if self.save_base else root
-            with without_warning("that the vocabulary was not modified"):
-                config, state = self.model.peft_config[name], self.model.get_adapter_state_dict(name)
-            write_adapter(folder if position == 0 else folder / name, config, state, base, self.base["revision"])
+            write_adapters(root / "adapter", self.model, names, self.hub_name or UNNAMED, None)
+        else:
+            write_adapters(root, self.model, names, self.base.get("path") or self.base["name"], self.base["revision"])
         self.processor.save_pretrained(output_path)
         self.save_config(output_path)
         record = {

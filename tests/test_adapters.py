@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from conftest import CORPUS, randomise
 from peft import IA3Config, LoraConfig
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
 from lacos_st.adapters import check_plain_lora
@@ -73,3 +74,35 @@ def test_it_is_refused_before_the_first_step(tiny_bloom):
     model.add_adapter(LoraConfig(target_modules=["query_key_value"], trainable_token_indices=[1, 2]))
     with pytest.raises(LacosError, match="trainable_token_indices"):
         model.train()
+
+
+@pytest.mark.parametrize(
+    "name", ["1", "0", "self_attention", "weight", "lora_A", "h", "base_layer", "a+b(c", "ein Name", "الاسم"]
+)
+def test_an_adapter_keeps_its_own_tensors_whatever_the_others_are_named(name, tiny_bloom, tmp_path):
+    model = LacosSentenceTransformer(tiny_bloom).add_lora(rank=2, name="first")
+    model.add_lora(rank=3, name=name)
+    randomise(model.eval())
+    expected = {}
+    for each in (name, "first"):
+        model.set_adapter(each)
+        expected[each] = model.encode(TEXTS)
+    assert np.abs(expected["first"] - expected[name]).max() > 1e-3
+    model.save(str(tmp_path / "model"), create_model_card=False)
+    files = {"first": "adapter", name: f"adapter/{name}"}
+    for each, folder in files.items():
+        assert len(load_file(tmp_path / "model" / folder / "adapter_model.safetensors")) == 4, each
+    loaded = LacosSentenceTransformer(tmp_path / "model")
+    for each in files:
+        loaded.set_adapter(each)
+        np.testing.assert_array_equal(loaded.encode(TEXTS), expected[each], err_msg=each)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a.b", "..", "a/b", "a\\b", "x" * 256, "é" * 128, 1, "keys", "training"])
+def test_a_name_that_cannot_be_carried_is_refused_at_once(name, tiny_bloom):
+    model = LacosSentenceTransformer(tiny_bloom)
+    config = LoraConfig(target_modules=["query_key_value"])
+    for add in (lambda: model.add_lora(name=name), lambda: model.add_adapter(config, name)):
+        with pytest.raises(LacosError, match="An adapter cannot be named"):
+            add()
+    assert not model.transformer.adapter_names

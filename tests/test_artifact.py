@@ -9,10 +9,11 @@ import pytest
 from conftest import CORPUS, randomise, tree
 from sentence_transformers.sentence_transformer.modules import LayerNorm
 
-from lacos_st.artifact import describe_base, disk_error, is_hub_name
+from lacos_st.artifact import describe_base, is_hub_name
 from lacos_st.dense import LacosDense
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
+from lacos_st.placing import disk_error
 
 TEXTS = list(CORPUS[:4])
 

@@ -1,11 +1,13 @@
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import CORPUS, randomise, tree, write_tiny_bloom
+from huggingface_hub import HfApi
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
@@ -94,12 +96,30 @@ def test_encode_in_its_options(tiny_model):
     assert full[0]["sentence_embedding"].shape == (64,)
 
 
-def test_merging_is_more_accurate_than_adding_to_int8(tiny_bloom):
+def test_merging_in_full_precision_changes_nothing(tiny_bloom):
     options = {"quantization": "none"}
     exact = randomise(LacosSentenceTransformer(tiny_bloom, transformer_options=options).add_lora(rank=4))
-    expected = exact.encode(TEXTS, normalize_embeddings=True)
-    merged = exact.merge_adapter().encode(TEXTS, normalize_embeddings=True)
-    np.testing.assert_allclose(merged, expected, atol=1e-5)
+    expected = exact.eval().encode(TEXTS)
+    np.testing.assert_allclose(exact.merge_adapter().encode(TEXTS), expected, atol=1e-5)
+
+
+def test_merging_into_8_bits_errs_by_half_a_step_of_the_rows_new_scale(tiny_model):
+    """Added to the int8 rows an update would be cut off where it exceeds their old scale."""
+    randomise(tiny_model)
+    tiny_model.transformer.model.requires_grad_(False)
+    layer = tiny_model.transformer.model.h[0].self_attention.query_key_value
+    for parameter in layer.lora_B.parameters():
+        parameter *= 3
+    rows, scale = layer.base_layer.int8_weight()
+    update = layer.lora_B["default"].weight @ layer.lora_A["default"].weight * layer.scaling["default"]
+    exact = rows.float() * scale[:, None] / 127 + update
+    largest = exact.abs().amax(1)
+    assert (largest > 1.2 * scale).any()
+    tiny_model.merge_adapter()
+    rows, scale = tiny_model.transformer.model.h[0].self_attention.query_key_value.int8_weight()
+    torch.testing.assert_close(scale, largest, rtol=1e-3, atol=0)
+    step = largest[:, None] / 127
+    assert ((rows.float() * scale[:, None] / 127 - exact).abs() <= 0.51 * step + 1e-3 * exact.abs()).all()
 
 
 def test_merging_needs_one_adapter(tiny_bloom):
@@ -192,16 +212,16 @@ def test_importing_has_no_side_effects():
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_push_to_hub_names_the_repository_as_base(tiny_model, monkeypatch, tmp_path):
+def test_push_to_hub_names_the_repository_as_base(tiny_model, monkeypatch):
     seen = {}
 
-    def fake(self, repo_id, *args, **kwargs):
-        self.save_pretrained(str(tmp_path / "pushed"))
-        seen["base"] = json.loads((tmp_path / "pushed" / "adapter" / "adapter_config.json").read_text())
-        return "url"
+    def upload(self, *, folder_path, **kwargs):
+        seen["base"] = json.loads(Path(folder_path, "adapter", "adapter_config.json").read_text())
+        return SimpleNamespace(commit_url="url")
 
-    monkeypatch.setattr(SentenceTransformer, "push_to_hub", fake)
-    assert tiny_model.push_to_hub("me/lacos") == "url"
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **_: SimpleNamespace(repo_id=f"me/{repo_id}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    assert tiny_model.push_to_hub("lacos") == "url"  # the Hub adds who pushes
     assert seen["base"]["base_model_name_or_path"] == "me/lacos"
     assert tiny_model[0].base["name"] != "me/lacos"
 

@@ -60,8 +60,9 @@ def test_packed_batches_are_taken_as_they_come(tiny_bloom):
     packed = LacosSentenceTransformer(tiny_bloom)
     packed[0].unpad_inputs = True
     assert "cu_seq_lens_q" in packed.preprocess(list(CORPUS))
-    a, b = padded.encode(list(CORPUS)), packed.encode(list(CORPUS))
-    np.testing.assert_allclose(a, b, atol=0.05)
+    a, b = (model.encode(list(CORPUS), normalize_embeddings=True) for model in (padded, packed))
+    assert (a * b).sum(1).min() > 0.9999
+    assert np.abs(a @ a.T - np.eye(len(a))).max() > 0.05  # other texts are farther apart than that
 
 
 def test_another_architecture_is_refused(tmp_path):
@@ -151,9 +152,12 @@ def test_directories_laid_out_like_the_hubs_load_train_and_save(size, prefix, tm
     assert np.isfinite(loaded.encode(CORPUS[:2])).all()
 
 
-@pytest.mark.parametrize(("size", "rank"), [(size, 16) for size in HUB_SIZES])
-def test_under_one_percent_trains(size, rank):
-    hidden, layers, _ = HUB_SIZES[size]
-    adapter = layers * rank * (hidden + 3 * hidden)  # the default: query_key_value
-    base = 250880 * hidden + layers * (12 * hidden**2 + 13 * hidden) + 4 * hidden
-    assert adapter / base < 0.01
+def test_by_default_under_one_percent_trains(tiny_bloom):
+    """The share at the sizes of the Hub's checkpoints, from what `add_lora()` really adds to a small one."""
+    model = LacosSentenceTransformer(tiny_bloom).add_lora()
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    config = model[0].config
+    by_width = trained / (config.n_layer * config.hidden_size)  # parameters of a layer's adapter grow with the width
+    for hidden, layers, _ in HUB_SIZES.values():
+        base = 250880 * hidden + layers * (12 * hidden**2 + 13 * hidden) + 4 * hidden
+        assert 0.0005 < by_width * layers * hidden / base < 0.01

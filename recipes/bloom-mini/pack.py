@@ -51,6 +51,7 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: feature-extraction
 language: [{languages}]
+non_commercial_sources: [{noncommercial}]
 ---
 # bloom-mini
 
@@ -247,7 +248,7 @@ def pack_adapter(directory: str | Path, output: str | Path) -> None:
         )
     training = json.loads((source / "training.json").read_text(encoding="utf-8"))
     paths = {record["base"]["name"]: "bloom-mini", training["recipe"]["output"]: "lacos-bloom"}
-    record["base"] = {"name": "bloom-mini", "revision": None}
+    record["base"] |= {"name": "bloom-mini", "revision": None}
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target)
     for file in ("model.safetensors", *SHARED):  # the base's own, which `unpack` puts there
