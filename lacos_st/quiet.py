@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -65,15 +64,3 @@ def errors_only(logger: str) -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
-
-
-@contextmanager
-def without_warning(phrase: str) -> Iterator[None]:
-    """Leave out warnings with a phrase in them; not for code that runs in several threads.
-
-    Args:
-        phrase: Part of the message.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", f".*{re.escape(phrase)}")
-        yield
