@@ -244,8 +244,8 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
             raise LacosError(f"{found!r} does not say which base the adapter is for (base_model_name_or_path).")
         if base == UNNAMED:
             raise LacosError(
-                f"Stock classes saved {name!r} and left its base behind, which is in none of its files: load the model that "
-                "they had loaded, and save it with LacosSentenceTransformer."
+                f"Stock classes saved {name!r} and left its base behind, which is in none of its files: load the model "
+                "that they had loaded, and save it with LacosSentenceTransformer."
             )
         hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     elif root.is_dir():
@@ -385,8 +385,7 @@ def _check_stored(config: dict[str, Any], tensors: Tensors, root: Path) -> None:
 def load_adapter(model: PreTrainedModel, source: str, name: str, places: dict[str, Any]) -> None:
     """Load an adapter into a base that it lies beside, or into a model that has some.
 
-    transformers itself would look for the base of a model on the Hub where the adapter's configuration says, which is a
-    name that a directory need not know when it is uploaded.
+    From the Hub transformers would take the base that the adapter's configuration names, and not that beside it.
 
     Args:
         model: The base, with adapters or not.

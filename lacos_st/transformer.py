@@ -217,7 +217,6 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         model_kwargs.pop("adapter_kwargs", None)
         if names and is_peft_model:
             model_kwargs["adapter_name"] = names[0]
-            model_kwargs["adapter_name"] = names[0]
         check_device_map(model_kwargs.get("device_map"))
         model = super()._load_model(
             model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
@@ -230,7 +229,7 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         options["base_attention"] = attention_mode(config)
         set_attention_mode_(model.config, options["attention"] or options["base_attention"])
         model = accelerate_(model, options["compute_form"], options["training_form"])
-        for name in names[1:] if is_peft_model else names:
+        for name in names[1:] if is_peft_model else names:  # from_pretrained has taken the one in the root
             folder = name if is_peft_model else "adapter" if name == names[0] else f"adapter/{name}"
             load_adapter(model, model_name_or_path, name, {**hub, "subfolder": folder})
         if names:
