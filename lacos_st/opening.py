@@ -13,6 +13,7 @@ What the JSON files may say: `schemas.py`.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -399,6 +400,6 @@ def load_adapter(model: PreTrainedModel, source: str, name: str, places: dict[st
     # transformers takes the adapters that are there already for part of this one, and calls them "newly initialized"
     with without("transformers.integrations.peft", "LOAD REPORT"):
         told = model.load_adapter(source, adapter_name=name, adapter_kwargs=places)
-    # by its end: any other part of a key can be an adapter's name too
-    if missing := [key for key in told.missing_keys if key.removesuffix(".weight").endswith(f".{name}")]:
+    own = re.compile(rf".*\.lora_(embedding_)?[AB]\.{re.escape(name)}(\.weight)?")  # its name may be any part of a key
+    if missing := [key for key in told.missing_keys if own.fullmatch(key)]:
         raise LacosError(f"The adapter {name!r} in {source!r} lacks {missing[0]!r}: copy the model again.")
