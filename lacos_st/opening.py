@@ -386,10 +386,8 @@ def _check_stored(config: dict[str, Any], tensors: Tensors, root: Path) -> None:
 def load_adapter(model: PreTrainedModel, source: str, name: str, places: dict[str, Any]) -> None:
     """Load an adapter into a base that it lies beside, or into a model that has some.
 
-    From the Hub transformers would take the base that the adapter's configuration names, and not that beside it.
-
     Args:
-        model: The base, with adapters or not.
+        model: The base, with adapters or not; transformers would take the base that the adapter names from the Hub.
         source: A directory, or a name on the Hub.
         name: The adapter's name.
         places: `token`, `revision`, `cache_dir`, `local_files_only`, `subfolder`: where it lies.
