@@ -51,7 +51,7 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: feature-extraction
 language: [{languages}]
-non_commercial_sources: [{noncommercial}]
+non_commercial_sources: [{restricted}]
 ---
 # bloom-mini
 
@@ -309,6 +309,7 @@ def pack_base(directory: Path, output: Path, work_dir: Path) -> None:
 def card(model: LacosSentenceTransformer, report: dict) -> str:
     """The base's model card, from what `collect.py` reported."""
     config, sources = model.transformer.config, report["sources"]
+    restricted = ", ".join(name for name, source in sources.items() if "non-commercial" in source["licence"])
     return CARD.format(
         languages=", ".join(sorted({lang.split("-")[0] for lang, _ in report["sentences"]})),
         layers=config.n_layer,
@@ -318,7 +319,8 @@ def card(model: LacosSentenceTransformer, report: dict) -> str:
         width=model.get_embedding_dimension(),
         parameters=sum(p.numel() for p in model.parameters()) / 1e6,
         dropped=sum(source["dropped_sts"] for source in sources.values()),
-        noncommercial=", ".join(name for name, s in sources.items() if "non-commercial" in s["licence"]) or "none",
+        restricted=restricted,
+        noncommercial=restricted or "none",
         sources="\n".join(f"| {name} | {s['sentences']:,} | {s['licence']} |" for name, s in sources.items()),
         counts=", ".join(f"{lang} {n:,}" for lang, n in report["sentences"]),
     )
