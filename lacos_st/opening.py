@@ -245,8 +245,7 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
             raise LacosError(f"{found!r} does not say which base the adapter is for (base_model_name_or_path).")
         if base == UNNAMED:
             raise LacosError(
-                f"Stock classes saved {name!r} and left its base behind, which is in none of its files: load the model "
-                "that they had loaded, and save it with LacosSentenceTransformer."
+                f"Stock classes saved {name!r} and left its base behind: save the first one with lacos-st."
             )
         hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     elif root.is_dir():
