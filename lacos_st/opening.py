@@ -244,9 +244,7 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
         if not base or not isinstance(base, str):
             raise LacosError(f"{found!r} does not say which base the adapter is for (base_model_name_or_path).")
         if base == UNNAMED:
-            raise LacosError(
-                f"Stock classes saved {name!r} and left its base behind: save the first one with lacos-st."
-            )
+            raise LacosError(f"Stock classes saved {name!r} and left its base behind: save the first with lacos-st.")
         hub = {key: value for key, value in hub.items() if key not in ("revision", "subfolder")}
     elif root.is_dir():
         root = root / hub.get("subfolder", "")
