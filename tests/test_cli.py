@@ -39,7 +39,7 @@ def test_train_from_flags_and_recipe(capsys, tiny_bloom, tmp_path):
         capsys, "train", "--config", recipe, "--lora-rank", 4, "--output", output, "--no-mask-duplicates"
     )
     assert code == 0
-    assert f'SentenceTransformer("{output}")' in out
+    assert f'Use it: lacos_st.LacosSentenceTransformer("{output}"), or' in out
     assert "held-out loss" in out.splitlines()[0]  # said while it trains
     record = json.loads((output / "training.json").read_text())["recipe"]
     assert (record["lora_rank"], record["mask_duplicates"], record["max_steps"]) == (4, False, 2)
