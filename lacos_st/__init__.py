@@ -26,8 +26,8 @@ _HOME = {
     "write_report": "report",
     "check_overlap": "overlap",
     "encode_file": "encoding",
-    "load_training_data": "data",
-    "load_training_sources": "data",
+    "load_training_data": "data.load",
+    "load_training_sources": "data.load",
 }
 
 __all__ = [*_HOME, "__version__"]

@@ -16,9 +16,9 @@ from sentence_transformers.base.sampler import BatchSamplers
 
 from lacos_st.adapters import LORA_TARGETS
 from lacos_st.config import LacosConfig
-from lacos_st.data import load_training_data, load_training_sources
+from lacos_st.data.held_out import hold_out
+from lacos_st.data.load import load_training_data, load_training_sources
 from lacos_st.embedded import own_settings, samples
-from lacos_st.held_out import hold_out
 from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.pooling import LacosPooling

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from lacos_st.config import LacosConfig
+from lacos_st.data.mixing import CHUNK
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
-from lacos_st.mixing import CHUNK
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -24,11 +24,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from lacos_st.columns import NAMES
+from lacos_st.data.columns import NAMES
+from lacos_st.data.readers import DataError, Table
+from lacos_st.data.sources import open_source
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
-from lacos_st.readers import DataError, Table
-from lacos_st.sources import open_source
 from lacos_st.tasks import SAMPLE, MissingDataError, plan
 
 _EXAMPLES = 3

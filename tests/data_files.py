@@ -10,7 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lacos_st.data import load_training_data
+from lacos_st.data.load import load_training_data
 
 PAIRS = [("A dog runs.", "An animal moves."), ("Le chat dort.", "Un animal dort."), ("吉他", "乐器")]
 NLI = [

@@ -14,10 +14,10 @@ import pytest
 from kill_encode import WORDS, digest, static_model
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 
+from lacos_st.data.readers import DataError
 from lacos_st.encoding import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.readers import DataError
 
 TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
 QUIET = {"show_progress": False, "chunk_size": 3, "batch_size": 2}

@@ -9,7 +9,7 @@ import pytest
 import lacos_st.cli
 from lacos_st.cli import main
 from lacos_st.config import LacosConfig
-from lacos_st.data import DataError, load_training_data
+from lacos_st.data.load import DataError, load_training_data
 
 
 @pytest.fixture

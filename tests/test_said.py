@@ -12,7 +12,7 @@ from sts_sets import write_set
 from lacos_st.assembly import memory_options
 from lacos_st.cli import main
 from lacos_st.config import LacosConfig
-from lacos_st.data import DataError, load_training_data
+from lacos_st.data.load import DataError, load_training_data
 from lacos_st.encoding import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs

@@ -5,8 +5,8 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lacos_st.data.held_out import MOST, hold_out
 from lacos_st.errors import LacosError
-from lacos_st.held_out import MOST, hold_out
 
 # Sources of rows: a pair's number, and how many negatives the source has.
 SOURCES = st.lists(

@@ -7,8 +7,8 @@ from data_files import load_and_report, table, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacos_st.data import load_training_data, load_training_sources
-from lacos_st.mixing import mix
+from lacos_st.data.load import load_training_data, load_training_sources
+from lacos_st.data.mixing import mix
 
 
 def test_duplicates_are_dropped_whatever_their_white_space(tmp_path):

@@ -11,10 +11,10 @@ from data_files import NLI, PAIRS, load_and_report, table, texts, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lacos_st.columns import override
-from lacos_st.data import DataError, load_training_data, load_training_sources
-from lacos_st.hub import open_dataset
-from lacos_st.mixing import match_nli
+from lacos_st.data.columns import override
+from lacos_st.data.hub import open_dataset
+from lacos_st.data.load import DataError, load_training_data, load_training_sources
+from lacos_st.data.mixing import match_nli
 
 # -- what columns mean
 

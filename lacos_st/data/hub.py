@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lacos_st.columns import NLI_WORDS
+from lacos_st.data.columns import NLI_WORDS
+from lacos_st.data.readers import DataError, Row, Table
 from lacos_st.errors import LacosError, shortened
-from lacos_st.readers import DataError, Row, Table
 
 _BATCH = 1024  # rows that are turned into Python objects at a time
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lacos_st.data.mixing import CHUNK, digest
 from lacos_st.errors import LacosError
-from lacos_st.mixing import CHUNK, digest
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -4,7 +4,7 @@ import datasets
 import pytest
 from data_files import texts
 
-from lacos_st.data import DataError, load_training_data
+from lacos_st.data.load import DataError, load_training_data
 
 
 def test_directories_saved_by_datasets(tmp_path):

@@ -10,8 +10,8 @@ from data_files import PAIRS, load_and_report, table, texts, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lacos_st.data import DataError, load_training_data
-from lacos_st.readers import open_file
+from lacos_st.data.load import DataError, load_training_data
+from lacos_st.data.readers import open_file
 
 ENDINGS = [".csv", ".tsv", ".jsonl", ".csv.gz", ".tsv.gz", ".jsonl.gz", ".parquet"]
 

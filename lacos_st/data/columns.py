@@ -22,8 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lacos_st.data.readers import NLI_LABELS, DataError, Row, Table
 from lacos_st.errors import listed, shortened, shown
-from lacos_st.readers import NLI_LABELS, DataError, Row, Table
 
 NAMES: dict[str, tuple[str, ...]] = {
     "anchor": (

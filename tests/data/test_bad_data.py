@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 from data_files import NLI, PAIRS, load_and_report, table, write
 
-from lacos_st.data import DataError, load_training_data
+from lacos_st.data.load import DataError, load_training_data
 from lacos_st.errors import LacosError
 
 BAD_ROWS = [

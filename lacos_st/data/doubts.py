@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from lacos_st.columns import (
+from lacos_st.data.columns import (
     FLAGS,
     HEADER,
     NAMES,
@@ -30,8 +30,8 @@ from lacos_st.columns import (
     override,
     plain_name,
 )
+from lacos_st.data.readers import DataError, Row, Table
 from lacos_st.errors import listed, shown
-from lacos_st.readers import DataError, Row, Table
 
 _FEW = 20  # different values
 _ENOUGH = 10  # rows to tell labels from texts by how they repeat

@@ -39,13 +39,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from lacos_st.columns import Columns, layout_of, override
-from lacos_st.doubts import check
+from lacos_st.data.columns import Columns, layout_of, override
+from lacos_st.data.doubts import check
+from lacos_st.data.mixing import first_occurrences, mix
+from lacos_st.data.readers import FORMATS, DataError
+from lacos_st.data.sources import Part, SourceReport, open_source, read_source
 from lacos_st.errors import shown
 from lacos_st.files import at_home
-from lacos_st.mixing import first_occurrences, mix
-from lacos_st.readers import FORMATS, DataError
-from lacos_st.sources import Part, SourceReport, open_source, read_source
 
 if TYPE_CHECKING:
     import datasets

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from lacos_st.columns import BadRow, Layout, override
+from lacos_st.data.columns import BadRow, Layout, override
+from lacos_st.data.hub import open_hub
+from lacos_st.data.mixing import Builder, digest, match_nli, take
+from lacos_st.data.readers import FORMATS, DataError, Row, Table, open_file, positional_names
 from lacos_st.errors import shortened, shown
 from lacos_st.files import at_home
-from lacos_st.hub import open_hub
-from lacos_st.mixing import Builder, digest, match_nli, take
-from lacos_st.readers import FORMATS, DataError, Row, Table, open_file, positional_names
 
 _EXAMPLES = 5  # bad rows that a report quotes
 

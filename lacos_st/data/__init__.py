@@ -1,0 +1,1 @@
+"""Training data: files and Hub data sets in, rows (anchor, positive, negatives) out."""
