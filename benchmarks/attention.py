@@ -1,6 +1,6 @@
 """Attention's gradient on a CPU: PyTorch's fused backward pass against plain products, in fp32 and bf16.
 
-Decides where `lacos_st/attention.py` leaves the fused one. Times are of the backward pass alone, of one group of
+Decides where `lacos_st/decoder/attention.py` leaves the fused one. Times are of the backward pass alone, of one group of
 equally long sequences; the error is the gradient's against fp64, relative.
 
 python benchmarks/attention.py --output docs/benchmarks/CPU/attention.json
@@ -17,7 +17,7 @@ from common import machine, report
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from lacos_st.attention import _bias, _ProductsBackward
+from lacos_st.decoder.attention import _bias, _ProductsBackward
 
 CASES = {  # sequences, heads, tokens, head size
     "512 x 20 tokens, 8 heads of 32": (512, 8, 20, 32),

@@ -24,9 +24,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
-from lacos_st.bloom import accelerate_
-from lacos_st.embedding_table import quantize_embedding_
-from lacos_st.quantization import default_compute_dtype, resolve_compute_form
+from lacos_st.decoder.bloom import accelerate_
+from lacos_st.decoder.embedding_table import quantize_embedding_
+from lacos_st.decoder.quantization import default_compute_dtype, resolve_compute_form
 
 VOCAB = 8192
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it repeats "inputs will be cast" at every layer

@@ -20,9 +20,9 @@ from common import BUILDERS, build, checkpoint, machine, mean_pool, report, weig
 from peft import LoraConfig
 from transformers import AutoModel, AutoTokenizer
 
-from lacos_st.allocator import give_memory_back, reset_peak, resident_bytes, settle_heap
+from lacos_st.decoder.allocator import give_memory_back, reset_peak, resident_bytes, settle_heap
+from lacos_st.decoder.memory import predict
 from lacos_st.embedded import embedded_directory
-from lacos_st.memory import predict
 
 FULL_VOCAB = 250880
 LOADED = ["stock fp32", "stock bf16", "stock int8 bf16", "ours auto"]

@@ -1,6 +1,6 @@
 """What the CPU multiplies fast: fp32, bf16 and int8 products at bloom-560m's sizes, one round each in turn.
 
-Decides which 8-bit form `auto` may take (`lacos_st/quantization.py`); `docs/performance.md` shows the table.
+Decides which 8-bit form `auto` may take (`lacos_st/decoder/quantization.py`); `docs/performance.md` shows the table.
 
 python benchmarks/products.py --output docs/benchmarks/CPU/products.json
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from common import machine, report, time_interleaved
 
-from lacos_st import kernels
+from lacos_st.decoder import kernels
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ _HOME = {
     "LacosPooling": "pooling",
     "LacosSentenceTransformer": "model",
     "accelerate": "model",
-    "LacosBloomModel": "bloom",
+    "LacosBloomModel": "decoder.bloom",
     "MaskedMultipleNegativesRankingLoss": "losses",
     "CachedMaskedMultipleNegativesRankingLoss": "losses",
     "train": "training",

@@ -13,8 +13,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lacos_st.decoder.quantization import fold_lora_
 from lacos_st.errors import LacosError
-from lacos_st.quantization import fold_lora_
 
 LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 

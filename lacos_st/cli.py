@@ -302,7 +302,7 @@ def _check_overlap(arguments: argparse.Namespace) -> None:
 
 def _memory(arguments: argparse.Namespace) -> None:
     from lacos_st.assembly import memory_options
-    from lacos_st.memory import base_config, predict
+    from lacos_st.decoder.memory import base_config, predict
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}
     base, file, revision = given.pop("base", None), given.pop("config", None), None

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lacos_st.embedding_table import quantize_embedding_
+from lacos_st.decoder.embedding_table import quantize_embedding_
 
 
 def is_trained(key: str) -> bool:

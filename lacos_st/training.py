@@ -33,7 +33,6 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lacos_st.allocator import give_memory_back
 from lacos_st.assembly import (
     adapter_settings,
     build_arguments,
@@ -44,9 +43,10 @@ from lacos_st.assembly import (
 )
 from lacos_st.checkpoints import go_on, is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
+from lacos_st.decoder.allocator import give_memory_back
+from lacos_st.decoder.memory import auto_batch_size, base_config
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
-from lacos_st.memory import auto_batch_size, base_config
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.names import find
 from lacos_st.placing import disk_error, finish_move, move_into

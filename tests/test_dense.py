@@ -93,8 +93,8 @@ def test_the_embedded_models_say_the_same_in_16_bits(name, how, monkeypatch):
     assert not any(parameter.requires_grad for parameter in expected.parameters())
     told = expected.encode(TEXTS, normalize_embeddings=True)  # before the compiler is gone
     if how == "no compiler":
-        monkeypatch.setattr("lacos_st.kernels.library", lambda: None)
-        monkeypatch.setattr("lacos_st.kernels._multiplies", lambda: False)  # it remembers the compiler
+        monkeypatch.setattr("lacos_st.decoder.kernels.library", lambda: None)
+        monkeypatch.setattr("lacos_st.decoder.kernels._multiplies", lambda: False)  # it remembers the compiler
     options = {"compute_form": "w8a16"} if how == "w8a16" else {}
     model = LacosSentenceTransformer(name, device="cpu", transformer_options=options)
     if how == "half":

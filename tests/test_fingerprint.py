@@ -61,7 +61,7 @@ def test_8_bit_layers_keep_their_fingerprint_when_they_are_used(tiny_model, tmp_
 
 def test_the_form_of_compute_is_content_and_a_compiler_is_not(tiny_bloom, monkeypatch):
     """Two forms give two embeddings, so "auto" has other digits where it chooses another; a named form has not."""
-    from lacos_st import kernels
+    from lacos_st.decoder import kernels
     from lacos_st.model import LacosSentenceTransformer
 
     def of(form):

@@ -12,8 +12,8 @@ from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncod
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from torch.utils.data import DataLoader
 
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.dense import LacosDense
-from lacos_st.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
 from lacos_st.model import LacosSentenceTransformer

@@ -15,8 +15,8 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, Pooling, Router
 from transformers import AutoModel, BitsAndBytesConfig, GPTQConfig, PreTrainedConfig
 
+from lacos_st.decoder.memory import base_config
 from lacos_st.errors import LacosError
-from lacos_st.memory import base_config
 from lacos_st.model import LacosSentenceTransformer
 from lacos_st.names import is_bloom
 from lacos_st.opening import load_adapter

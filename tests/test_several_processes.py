@@ -7,7 +7,7 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from lacos_st.config import LacosConfig
-from lacos_st.embedding_table import LacosEmbedding8bit
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.training import train

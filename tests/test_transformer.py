@@ -6,10 +6,10 @@ import torch
 from conftest import CORPUS, write_tiny_bloom
 from transformers import AutoTokenizer, BloomModel
 
-from lacos_st.embedding_table import LacosEmbedding8bit
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit
+from lacos_st.decoder.quantization import LacosLinear8bit
 from lacos_st.errors import LacosError
 from lacos_st.model import LacosSentenceTransformer
-from lacos_st.quantization import LacosLinear8bit
 from lacos_st.transformer import LacosTransformer
 
 

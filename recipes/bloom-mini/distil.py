@@ -48,8 +48,8 @@ from teach import strings_of
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lacos_st.bloom import LacosBloomModel
-from lacos_st.quantization import has_fast_bf16
+from lacos_st.decoder.bloom import LacosBloomModel
+from lacos_st.decoder.quantization import has_fast_bf16
 
 SPELLING = 0.6  # share in what a token begins with
 SETTLING, NEAR_FIRST = 0.2, 10.0  # share of the steps in which new layers find their place, and --near meanwhile

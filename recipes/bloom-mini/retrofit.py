@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lacos_st.bloom import LacosBloomModel
+from lacos_st.decoder.bloom import LacosBloomModel
 
 NEIGHBOURS, LEAST = 64, 0.35
 SHARE = 0.4  # 0.3 is about as good on development sets, 0.5 loses 0.3 within genres

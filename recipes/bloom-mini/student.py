@@ -31,9 +31,9 @@ from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm,
 from torch import Tensor, nn
 from transformers import BloomConfig, BloomModel
 
-from lacos_st.bloom import LacosBloomModel
+from lacos_st.decoder.bloom import LacosBloomModel
+from lacos_st.decoder.packing import Layout
 from lacos_st.files import atomic
-from lacos_st.packing import Layout
 
 
 def config(vocabulary: int, hidden: int, layers: int) -> BloomConfig:

@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, BloomConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lacos_st.bloom import LacosBloomModel
+from lacos_st.decoder.bloom import LacosBloomModel
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bloom-mini"))
 from state import load_state, save_state

@@ -10,7 +10,7 @@ import tokenizer as recipe
 import torch
 from student import config, save
 
-from lacos_st.bloom import LacosBloomModel
+from lacos_st.decoder.bloom import LacosBloomModel
 
 HIDDEN, VOCABULARY = 32, 400
 

@@ -7,7 +7,7 @@ from student import Widening, config, pool, save, states
 from transformers import AutoTokenizer
 
 from lacos_st import LacosSentenceTransformer, embedded
-from lacos_st.bloom import LacosBloomModel
+from lacos_st.decoder.bloom import LacosBloomModel
 
 TEXTS = [
     "A man is playing a guitar.",

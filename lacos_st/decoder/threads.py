@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lacos_st import kernels
+from lacos_st.decoder import kernels
 
 _LOAD = Path("/proc/loadavg")
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacos_st.packing import SHORT, plan
+from lacos_st.decoder.packing import SHORT, plan
 
 CPU = torch.device("cpu")
 lengths_of_a_batch = st.lists(st.integers(0, 12) | st.integers(SHORT - 2, SHORT + 2), min_size=1, max_size=6)

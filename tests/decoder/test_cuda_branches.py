@@ -7,9 +7,9 @@ import torch
 from test_attention import HEADS, HIDDEN, eager_attention, layout_of
 from torch.nn.attention import varlen
 
-from lacos_st import kernels
-from lacos_st.attention import attend
-from lacos_st.quantization import _integer_product
+from lacos_st.decoder import kernels
+from lacos_st.decoder.attention import attend
+from lacos_st.decoder.quantization import _integer_product
 
 
 class OnCuda(torch.Tensor):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from lacos_st.attention import alibi_slopes, attend
-from lacos_st.packing import plan
+from lacos_st.decoder.attention import alibi_slopes, attend
+from lacos_st.decoder.packing import plan
 
 HIDDEN, HEADS = 48, 6  # no power of 2: ALiBi's other slopes
 

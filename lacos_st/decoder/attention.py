@@ -29,8 +29,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lacos_st import kernels
-from lacos_st.packing import SHORT, Group, Layout
+from lacos_st.decoder import kernels
+from lacos_st.decoder.packing import SHORT, Group, Layout
 
 Mode = Literal["causal", "bidirectional", "symmetric"]
 

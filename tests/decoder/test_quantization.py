@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lacos_st import kernels, quantization
-from lacos_st.errors import LacosError
-from lacos_st.quantization import (
+from lacos_st.decoder import kernels, quantization
+from lacos_st.decoder.quantization import (
     LacosLinear8bit,
     convert_linear_,
     default_compute_dtype,
     resolve_compute_form,
 )
+from lacos_st.errors import LacosError
 
 IN, OUT = 64, 96
 
@@ -233,7 +233,7 @@ def test_forms():
 
 def test_import_has_no_side_effect_on_bitsandbytes():
     code = (
-        "import bitsandbytes as bnb; before = bnb.nn.Linear8bitLt.forward; import lacos_st.quantization; "
+        "import bitsandbytes as bnb; before = bnb.nn.Linear8bitLt.forward; import lacos_st.decoder.quantization; "
         "assert bnb.nn.Linear8bitLt.forward is before"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})

@@ -22,13 +22,13 @@ from transformers import BloomConfig, BloomModel, PretrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
-from lacos_st import kernels
-from lacos_st.attention import Mode, attend, attend_by_kernel
-from lacos_st.embedding_table import floating_table
+from lacos_st.decoder import kernels
+from lacos_st.decoder.attention import Mode, attend, attend_by_kernel
+from lacos_st.decoder.embedding_table import floating_table
+from lacos_st.decoder.packing import Layout, plan
+from lacos_st.decoder.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
+from lacos_st.decoder.threads import survive_forks
 from lacos_st.errors import LacosError
-from lacos_st.packing import Layout, plan
-from lacos_st.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
-from lacos_st.threads import survive_forks
 
 
 class LacosBloomBlock(BloomBlock):

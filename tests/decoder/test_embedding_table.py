@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lacos_st.embedding_table import LacosEmbedding8bit, quantize_embedding_, quantize_table
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit, quantize_embedding_, quantize_table
 
 
 @settings(max_examples=40, deadline=None)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from lacos_st import kernels
-from lacos_st.quantization import quantize_rows
+from lacos_st.decoder import kernels
+from lacos_st.decoder.quantization import quantize_rows
 
 N, K, OUT = 37, 96, 160
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from lacos_st.allocator import reset_peak, resident_bytes
+from lacos_st.decoder.allocator import reset_peak, resident_bytes
 
 
 def test_resident_memory_grows_with_what_is_touched():
@@ -24,7 +24,7 @@ def test_after_loading_it_is_settled_which_blocks_are_mapped(given_back):
     """In a process of its own: the setting is the process's."""
     code = (
         "import ctypes, torch\n"
-        "from lacos_st.allocator import give_memory_back, settle_heap\n"
+        "from lacos_st.decoder.allocator import give_memory_back, settle_heap\n"
         "class Heap(ctypes.Structure): _fields_ = [(str(i), ctypes.c_size_t) for i in range(10)]\n"
         "info = ctypes.CDLL(None).mallinfo2; info.restype = Heap\n"
         "mapped = lambda: getattr(info(), '3')\n"
@@ -39,14 +39,14 @@ def test_after_loading_it_is_settled_which_blocks_are_mapped(given_back):
 
 
 def test_what_the_user_has_set_stays():
-    code = "from lacos_st.allocator import give_memory_back; assert not give_memory_back()"
+    code = "from lacos_st.decoder.allocator import give_memory_back; assert not give_memory_back()"
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MALLOC_TRIM_THRESHOLD_": "131072"})
 
 
 def test_memory_is_given_back():
     """In a process of its own: the setting is the process's."""
     code = (
-        "import torch; from lacos_st.allocator import give_memory_back, resident_bytes\n"
+        "import torch; from lacos_st.decoder.allocator import give_memory_back, resident_bytes\n"
         "assert give_memory_back()\n"
         "before = resident_bytes()\n"
         "kept = []\n"

@@ -8,7 +8,7 @@ import datasets
 import pytest
 import torch
 
-from lacos_st import kernels, threads
+from lacos_st.decoder import kernels, threads
 
 TEXTS = [f"A man plays the guitar, and {number} dogs run through the grass." for number in range(16)]
 

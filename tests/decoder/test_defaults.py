@@ -5,11 +5,11 @@ import threading
 import pytest
 import torch
 
-from lacos_st import kernels
-from lacos_st.attention import _bias, _fold_alibi, _slopes, attend, attend_by_kernel
+from lacos_st.decoder import kernels
+from lacos_st.decoder.attention import _bias, _fold_alibi, _slopes, attend, attend_by_kernel
+from lacos_st.decoder.packing import plan
 from lacos_st.dense import LacosDense, LacosLayerNorm
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
-from lacos_st.packing import plan
 
 CPU = torch.device("cpu")
 TEXTS = ["a man plays", "dogs run through the grass", "the stock market fell sharply on Monday", "dogs"]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, BloomConfig
 
+from lacos_st.decoder.memory import auto_batch_size, available_memory, base_config, predict
 from lacos_st.errors import LacosError
-from lacos_st.memory import auto_batch_size, available_memory, base_config, predict
 
 ROOT = Path(__file__).parents[1]
 SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
@@ -17,9 +17,9 @@ SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
 
 @pytest.mark.parametrize("quantization", ["int8", "none"])
 def test_weights_are_what_a_model_holds(quantization):
-    from lacos_st.bloom import LacosBloomModel
-    from lacos_st.embedding_table import quantize_embedding_
-    from lacos_st.quantization import LacosLinear8bit, convert_linear_
+    from lacos_st.decoder.bloom import LacosBloomModel
+    from lacos_st.decoder.embedding_table import quantize_embedding_
+    from lacos_st.decoder.quantization import LacosLinear8bit, convert_linear_
 
     config = BloomConfig(vocab_size=500, hidden_size=64, n_layer=2, n_head=4)
     model = LacosBloomModel(config)

@@ -29,10 +29,10 @@ from typing import Any
 
 import torch
 
-from lacos_st.allocator import MAPPED_FROM
-from lacos_st.attention import ALIBI_COLUMNS
+from lacos_st.decoder.allocator import MAPPED_FROM
+from lacos_st.decoder.attention import ALIBI_COLUMNS
+from lacos_st.decoder.quantization import default_compute_dtype, resolve_compute_form
 from lacos_st.errors import LacosError
-from lacos_st.quantization import default_compute_dtype, resolve_compute_form
 
 # bytes: code pages touched first, oneDNN's compiled kernels and packed operands, the allocator's slack
 _CPU_OVERHEAD = 60e6

@@ -31,8 +31,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lacos_st import kernels
-from lacos_st.embedding_table import LacosEmbedding8bit
+from lacos_st.decoder import kernels
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 from lacos_st.quiet import without
 
