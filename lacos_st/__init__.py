@@ -12,11 +12,11 @@ __version__ = "0.1.0"
 
 _HOME = {
     "LacosConfig": "config",
-    "LacosTransformer": "transformer",
-    "LacosDense": "dense",
-    "LacosPooling": "pooling",
-    "LacosSentenceTransformer": "model",
-    "accelerate": "model",
+    "LacosTransformer": "model.transformer",
+    "LacosDense": "model.dense",
+    "LacosPooling": "model.pooling",
+    "LacosSentenceTransformer": "model.model",
+    "accelerate": "model.model",
     "LacosBloomModel": "decoder.bloom",
     "MaskedMultipleNegativesRankingLoss": "losses",
     "CachedMaskedMultipleNegativesRankingLoss": "losses",

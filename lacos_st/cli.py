@@ -254,7 +254,7 @@ def _init(arguments: argparse.Namespace) -> None:
 
 
 def _load(name: str) -> Any:
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
     return LacosSentenceTransformer(name)
 

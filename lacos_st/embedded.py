@@ -31,8 +31,8 @@ from safetensors.torch import load_file, save_file
 
 from lacos_st.errors import LacosError
 from lacos_st.files import obey_umask
+from lacos_st.model.placing import stage_for
 from lacos_st.packed_table import unpack_table
-from lacos_st.placing import stage_for
 
 EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""

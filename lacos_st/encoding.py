@@ -39,7 +39,7 @@ from lacos_st.data.readers import DataError, Table, open_file
 from lacos_st.embedding_store import PartialFile, check_space, finish, packed, stored_as
 from lacos_st.errors import LacosError, listed, shortened, shown
 from lacos_st.files import locked
-from lacos_st.fingerprint import fingerprint
+from lacos_st.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

@@ -285,8 +285,8 @@ def _load(source: Model) -> SentenceTransformer:
         return source
     if not str(source):
         raise LacosError("The name of a model is empty: give a directory, a Hub model or 'lacos-bloom'.")
-    from lacos_st.model import LacosSentenceTransformer
-    from lacos_st.names import is_bloom
+    from lacos_st.model.model import LacosSentenceTransformer
+    from lacos_st.model.names import is_bloom
 
     if is_bloom(str(source)):
         return LacosSentenceTransformer(str(source))

@@ -29,7 +29,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.util import get_rank
 from torch import Tensor, nn
 
-from lacos_st.texts import layout, prompt_lengths
+from lacos_st.model.texts import layout, prompt_lengths
 
 TAG_COLUMNS = 14  # the anchor's identity (6), the positive's (6), row, positive score
 _PIECE_BITS = 20  # float32 holds integers up to 2^24 exactly

@@ -24,8 +24,8 @@ from sentence_transformers import SentenceTransformer
 
 from lacos_st.errors import LacosError
 from lacos_st.files import file_name
-from lacos_st.fingerprint import fingerprint
 from lacos_st.languages import languages_of
+from lacos_st.model.fingerprint import fingerprint
 from lacos_st.quiet import errors_only
 from lacos_st.results import LEXICAL, SetResult, detail_path
 from lacos_st.statistics import lexical_similarity, spearman

@@ -47,9 +47,9 @@ from lacos_st.decoder.allocator import give_memory_back
 from lacos_st.decoder.memory import auto_batch_size, base_config
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.names import find
-from lacos_st.placing import disk_error, finish_move, move_into
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.names import find
+from lacos_st.model.placing import disk_error, finish_move, move_into
 from lacos_st.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:

@@ -109,7 +109,7 @@ def tiny_model(tiny_bloom: Path):
     """An 8-bit model over `tiny_bloom` with a fresh adapter."""
     import torch
 
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
     torch.manual_seed(0)
     return LacosSentenceTransformer(tiny_bloom).add_lora(rank=4, dropout=0.1)

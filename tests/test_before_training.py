@@ -16,9 +16,9 @@ from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
 
 from lacos_st.errors import LacosError
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.pooling import LacosPooling
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.transformer import LacosTransformer
 
 TEXTS = list(CORPUS)
 

@@ -12,7 +12,7 @@ from lacos_st.checkpoints import go_on, is_finished, prepare
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.training import train
 
 

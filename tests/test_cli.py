@@ -6,7 +6,7 @@ import pytest
 from conftest import CORPUS
 
 from lacos_st.cli import main
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 
 
 @pytest.fixture(scope="module")

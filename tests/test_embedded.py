@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, BloomModel
 
 from lacos_st import embedded
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer, quantize_embeddings
 from lacos_st.data.readers import DataError
 from lacos_st.encoding import encode_file
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
 QUIET = {"show_progress": False, "chunk_size": 3, "batch_size": 2}

@@ -19,7 +19,7 @@ from lacos_st import evaluation as evaluation_module
 from lacos_st import tasks as tasks_module
 from lacos_st.errors import LacosError
 from lacos_st.evaluation import STSEvaluator, evaluate
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.results import LEXICAL, Evaluation
 from lacos_st.tables import csv_rows, markdown, published
 from lacos_st.tasks import plan

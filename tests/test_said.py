@@ -17,7 +17,7 @@ from lacos_st.decoder.memory import base_config, predict
 from lacos_st.encoding import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.results import Evaluation, SetResult
 from lacos_st.tables import text
 from lacos_st.tasks import plan

@@ -19,7 +19,7 @@ from lacos_st.checkpoints import latest_checkpoint
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.training import TrainingInterrupted, train
 
 WORDS = [

@@ -45,7 +45,7 @@ def full(*args, **kwargs):
 
 
 def test_a_full_disk_says_what_to_do(recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr("lacos_st.artifact.save_file", full)
+    monkeypatch.setattr("lacos_st.model.artifact.save_file", full)
     with pytest.raises(LacosError, match="the disk is full"):
         train(LacosConfig(**recipe))
     monkeypatch.undo()

@@ -215,7 +215,7 @@ def base_config(name: str, revision: str | None = None) -> Any:
     from transformers import AutoConfig, BloomConfig
     from transformers.utils import find_adapter_config_file
 
-    from lacos_st.names import resolve
+    from lacos_st.model.names import resolve
 
     if name in _PUBLISHED and not os.path.isdir(name):
         hidden, layers, heads = _PUBLISHED[name]

@@ -8,8 +8,8 @@ import torch
 from lacos_st.decoder import kernels
 from lacos_st.decoder.attention import _bias, _fold_alibi, _slopes, attend, attend_by_kernel
 from lacos_st.decoder.packing import plan
-from lacos_st.dense import LacosDense, LacosLayerNorm
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
+from lacos_st.model.dense import LacosDense, LacosLayerNorm
 
 CPU = torch.device("cpu")
 TEXTS = ["a man plays", "dogs run through the grass", "the stock market fell sharply on Monday", "dogs"]
@@ -67,7 +67,7 @@ def test_a_padded_batch_is_planned_alike(other_default):
 @pytest.mark.parametrize("attention", ["causal", "bidirectional", "symmetric"])
 @pytest.mark.parametrize("form", ["w8a8", "w8a16"])
 def test_a_model_gives_the_same_embeddings(other_default, tiny_bloom, attention, form):
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
     options = {"attention": attention, "compute_form": form}
     model = LacosSentenceTransformer(tiny_bloom, device="cpu", transformer_options=options).eval()

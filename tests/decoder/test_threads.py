@@ -92,7 +92,7 @@ def alone_in_the_child(model, expected) -> None:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("form", ["w8a8", "w8a16"])
 def test_a_process_forked_after_loading_and_after_encoding_encodes(two_threads, tiny_bloom, form):
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
     expected = LacosSentenceTransformer(tiny_bloom, transformer_options={"compute_form": form}).encode(TEXTS)
     model = LacosSentenceTransformer(tiny_bloom, transformer_options={"compute_form": form})

@@ -16,7 +16,7 @@ from transformers import BloomConfig, BloomModel
 
 from lacos_st import embedded
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.packed_table import unpack_table
 
 

@@ -11,12 +11,12 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm, Pooling
 from torch import nn
 
-from lacos_st.dense import LacosDense, LacosLayerNorm
-from lacos_st.pooling import LacosPooling
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.dense import LacosDense, LacosLayerNorm
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.transformer import LacosTransformer
 
 if TYPE_CHECKING:
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
 STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
 OURS: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm, Pooling: LacosPooling}

@@ -26,8 +26,8 @@ from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from lacos_st.adapters import is_adapter_name, matrices
-from lacos_st.frozen import is_trained
+from lacos_st.model.adapters import is_adapter_name, matrices
+from lacos_st.model.frozen import is_trained
 
 RECORD = "lacos.json"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")

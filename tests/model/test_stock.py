@@ -10,8 +10,8 @@ from conftest import CORPUS, randomise
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from lacos_st.artifact import UNNAMED
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.artifact import UNNAMED
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = list(CORPUS)
 

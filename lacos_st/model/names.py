@@ -8,10 +8,10 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedConfig
 
-from lacos_st.artifact import RECORD
 from lacos_st.embedded import EMBEDDED, embedded_directory
 from lacos_st.errors import LacosError
-from lacos_st.placing import finish_move
+from lacos_st.model.artifact import RECORD
+from lacos_st.model.placing import finish_move
 
 _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
 

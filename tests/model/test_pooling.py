@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from lacos_st.pooling import LacosPooling
+from lacos_st.model.pooling import LacosPooling
 
 MODES = ["weightedmean", "lasttoken", "mean", "max", "cls", "mean_sqrt_len_tokens"]
 

@@ -17,8 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import BitsAndBytesConfig
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from lacos_st.artifact import RECORD
 from lacos_st.errors import LacosError
+from lacos_st.model.artifact import RECORD
 
 MOST_LAYERS = 1_000  # the deepest decoders have under 150; each takes time even where it takes no memory
 

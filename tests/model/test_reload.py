@@ -12,7 +12,7 @@ from sentence_transformers.sentence_transformer.modules import CNN, Dense
 
 from lacos_st.errors import LacosError
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = list(CORPUS)
 

@@ -30,10 +30,9 @@ from torch import nn
 from transformers import BloomConfig, BloomModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
-from lacos_st.artifact import RECORD, UNNAMED
 from lacos_st.errors import LacosError
-from lacos_st.quiet import without
-from lacos_st.schemas import (
+from lacos_st.model.artifact import RECORD, UNNAMED
+from lacos_st.model.schemas import (
     Entry,
     Model,
     Tokenizer,
@@ -44,6 +43,7 @@ from lacos_st.schemas import (
     inside,
     typed,
 )
+from lacos_st.quiet import without
 
 _CODE = "activation_function"  # of `Dense`: a class of torch, as a text
 _FROM_BASE = ("olora", "pissa", "corda", "loftq", "eva", "lora_ga")  # `init_lora_weights` that computes with weights

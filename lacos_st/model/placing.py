@@ -25,9 +25,9 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from lacos_st.artifact import replaceable
 from lacos_st.errors import LacosError
 from lacos_st.files import obey_umask
+from lacos_st.model.artifact import replaceable
 
 _INCOMING, _OBSOLETE = ".lacos-incoming", "obsolete.json"
 _ROOT_CONFIGS = ("config.json", "adapter_config.json")

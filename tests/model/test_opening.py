@@ -17,10 +17,10 @@ from transformers import AutoModel, BitsAndBytesConfig, GPTQConfig, PreTrainedCo
 
 from lacos_st.decoder.memory import base_config
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.names import is_bloom
-from lacos_st.opening import load_adapter
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.names import is_bloom
+from lacos_st.model.opening import load_adapter
+from lacos_st.model.transformer import LacosTransformer
 
 TEXTS = list(CORPUS[:4])
 

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from lacos_st.artifact import is_hub_name
-from lacos_st.stock import inexpressible
+from lacos_st.model.artifact import is_hub_name
+from lacos_st.model.stock import inexpressible
 
 if TYPE_CHECKING:
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
 
 _HEADING = "## 8-bit LoRA BLOOM"

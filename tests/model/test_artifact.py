@@ -9,11 +9,11 @@ import pytest
 from conftest import CORPUS, randomise, tree
 from sentence_transformers.sentence_transformer.modules import LayerNorm
 
-from lacos_st.artifact import describe_base, is_hub_name
-from lacos_st.dense import LacosDense
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.placing import disk_error
+from lacos_st.model.artifact import describe_base, is_hub_name
+from lacos_st.model.dense import LacosDense
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.placing import disk_error
 
 TEXTS = list(CORPUS[:4])
 
@@ -27,7 +27,7 @@ def test_a_failed_save_leaves_the_old_model(tiny_model, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lacos_st.artifact.save_file", full)
+    monkeypatch.setattr("lacos_st.model.artifact.save_file", full)
     with pytest.raises(LacosError, match="the disk is full"):
         tiny_model.save_pretrained(str(target))
     assert tree(target) == before

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
 
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.model import LacosSentenceTransformer
 
 VALUES = [None, True, -1, 0, 3, 10_000_000, 10**18, 1e308, 0.5, "x", "", "../..", "someone/kernel", [], {}, ["a"], [1]]
 VALUES += [{"a": 1}, [[]], "1_Dense", "float16", "load"]

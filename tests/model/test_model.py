@@ -15,9 +15,9 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer, accelerate
-from lacos_st.pooling import LacosPooling
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.model import LacosSentenceTransformer, accelerate
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.transformer import LacosTransformer
 
 TEXTS = list(CORPUS[:4])
 

@@ -6,8 +6,8 @@ from conftest import CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.texts import hash_texts, layout, prompt_lengths, prompt_mask, select
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.texts import hash_texts, layout, prompt_lengths, prompt_mask, select
 
 rows = st.lists(st.lists(st.integers(4, 6), max_size=5), min_size=1, max_size=5)
 

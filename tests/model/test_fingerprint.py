@@ -5,7 +5,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sts_sets import step
 
-from lacos_st.fingerprint import fingerprint
+from lacos_st.model.fingerprint import fingerprint
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_8_bit_layers_keep_their_fingerprint_when_they_are_used(tiny_model, tmp_
 def test_the_form_of_compute_is_content_and_a_compiler_is_not(tiny_bloom, monkeypatch):
     """Two forms give two embeddings, so "auto" has other digits where it chooses another; a named form has not."""
     from lacos_st.decoder import kernels
-    from lacos_st.model import LacosSentenceTransformer
+    from lacos_st.model.model import LacosSentenceTransformer
 
     def of(form):
         return fingerprint(LacosSentenceTransformer(tiny_bloom, transformer_options={"compute_form": form}))

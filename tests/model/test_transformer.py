@@ -9,8 +9,8 @@ from transformers import AutoTokenizer, BloomModel
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.decoder.quantization import LacosLinear8bit
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.transformer import LacosTransformer
 
 
 def test_the_base_is_8_bits_and_frozen(tiny_bloom):

@@ -13,8 +13,8 @@ from conftest import CORPUS, randomise, tree
 from sentence_transformers import SentenceTransformer
 
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.placing import finish_move, move_into
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.placing import finish_move, move_into
 
 TEXTS = list(CORPUS[:4])
 OWN = ("notes.md", "adapter/notes.md", "1_Pooling/mine.txt")

@@ -8,7 +8,7 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.base.modules.transformer import TRANSFORMER_TASK_DEFAULTS
 
 from lacos_st.errors import LacosError
-from lacos_st.texts import hash_texts, layout, prompt_lengths, prompt_mask
+from lacos_st.model.texts import hash_texts, layout, prompt_lengths, prompt_mask
 
 
 class PreprocessingTransformer(Transformer):

@@ -28,8 +28,8 @@ from lacos_st import (
     train,
 )
 from lacos_st.assembly import build_model
-from lacos_st.dense import LacosLayerNorm
 from lacos_st.errors import LacosError
+from lacos_st.model.dense import LacosLayerNorm
 
 TEXTS = list(CORPUS)
 

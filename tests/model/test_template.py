@@ -11,9 +11,9 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.pooling import LacosPooling
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.transformer import LacosTransformer
 
 PROMPT_EOL = 'This sentence : "{text}" means in one word:"'
 

@@ -29,24 +29,24 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
-from lacos_st.adapters import check_adapter_name
-from lacos_st.artifact import is_checkpoint, is_hub_name
-from lacos_st.card import complete, describe, fill_in
 from lacos_st.decoder.bloom import accelerate_
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit, quantize_embedding_
 from lacos_st.decoder.quantization import is_quantized
 from lacos_st.decoder.threads import as_many_threads_as_serve
-from lacos_st.dense import freeze_
 from lacos_st.errors import LacosError
 from lacos_st.files import write_json
-from lacos_st.names import resolve
-from lacos_st.opening import check_directory
-from lacos_st.placing import disk_error, move_into, stage_for
-from lacos_st.pooling import LacosPooling
+from lacos_st.model.adapters import check_adapter_name
+from lacos_st.model.artifact import is_checkpoint, is_hub_name
+from lacos_st.model.card import complete, describe, fill_in
+from lacos_st.model.dense import freeze_
+from lacos_st.model.names import resolve
+from lacos_st.model.opening import check_directory
+from lacos_st.model.placing import disk_error, move_into, stage_for
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.reload import read_checkpoint
+from lacos_st.model.stock import OURS, STOCK, fullname, inexpressible, name_stock_classes
+from lacos_st.model.transformer import LacosTransformer
 from lacos_st.quiet import without
-from lacos_st.reload import read_checkpoint
-from lacos_st.stock import OURS, STOCK, fullname, inexpressible, name_stock_classes
-from lacos_st.transformer import LacosTransformer
 
 # Where sentence-transformers has had its modules: a saved model names them as its version did.
 _PLACES = ("sentence_transformers.models", "sentence_transformers.sentence_transformer.modules")

@@ -25,18 +25,25 @@ from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util.decorators import transformer_kwargs_decorator
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
-from lacos_st.adapters import WithAdapters, changes_base, check_plain_lora
-from lacos_st.artifact import RECORD, UNNAMED, describe_base, is_hub_name, write_adapters, write_base
 from lacos_st.decoder.allocator import settle_heap
 from lacos_st.decoder.attention import Mode
 from lacos_st.decoder.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
 from lacos_st.decoder.quantization import as_dtype, default_compute_dtype, is_quantized
 from lacos_st.errors import LacosError
-from lacos_st.frozen import freeze_, is_trained, keep_frozen_
-from lacos_st.opening import check_transformer, load_adapter, naming_tokenizer
-from lacos_st.preprocessing import PreprocessingTransformer
-from lacos_st.schemas import check_backend, check_device_map, check_quantization, check_record, check_settings, checking
-from lacos_st.template import END_TEMPLATE, apply_template, check_room, own_template
+from lacos_st.model.adapters import WithAdapters, changes_base, check_plain_lora
+from lacos_st.model.artifact import RECORD, UNNAMED, describe_base, is_hub_name, write_adapters, write_base
+from lacos_st.model.frozen import freeze_, is_trained, keep_frozen_
+from lacos_st.model.opening import check_transformer, load_adapter, naming_tokenizer
+from lacos_st.model.preprocessing import PreprocessingTransformer
+from lacos_st.model.schemas import (
+    check_backend,
+    check_device_map,
+    check_quantization,
+    check_record,
+    check_settings,
+    checking,
+)
+from lacos_st.model.template import END_TEMPLATE, apply_template, check_room, own_template
 
 Quantization = Literal["int8", "none"]
 

@@ -7,9 +7,9 @@ from peft import IA3Config, LoraConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 
-from lacos_st.adapters import check_plain_lora
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
+from lacos_st.model.adapters import check_plain_lora
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = list(CORPUS[:5])
 

@@ -11,10 +11,10 @@ from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.modules import Module
 
-from lacos_st.card import describe
 from lacos_st.errors import LacosError
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.card import describe
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.transformer import LacosTransformer
 
 TEXTS = list(CORPUS[:4])
 CARD = """---
@@ -79,7 +79,7 @@ def test_a_card_that_cannot_be_made_is_logged_and_the_model_saved(tiny_model, tm
     def fails(*args):
         raise ZeroDivisionError("no card")
 
-    for place in ("sentence_transformers.base.model.generate_model_card", "lacos_st.card.describe"):
+    for place in ("sentence_transformers.base.model.generate_model_card", "lacos_st.model.card.describe"):
         with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
             patch.setattr(place, fails)
             tiny_model.save_pretrained(str(tmp_path / place))
@@ -93,7 +93,7 @@ def test_a_disk_that_does_not_take_the_card_is_still_an_error(tiny_model, tmp_pa
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("lacos_st.model.complete", full)
+    monkeypatch.setattr("lacos_st.model.model.complete", full)
     with pytest.raises(LacosError, match="the disk is full"):
         tiny_model.save_pretrained(str(tmp_path / "model"))
 
@@ -151,7 +151,7 @@ def test_a_pull_request_tells_how_to_try_it_with_a_class_that_is_there(tiny_mode
     model = LacosSentenceTransformer(tiny_bloom, transformer_options={"attention": "symmetric"})
     with pytest.warns(UserWarning, match="symmetric attention"):
         model.push_to_hub("me/lacos", create_pr=True, replace_model_card=True)
-    assert "from lacos_st.model import LacosSentenceTransformer\n" in hub["commit_description"]
+    assert "from lacos_st.model.model import LacosSentenceTransformer\n" in hub["commit_description"]
     assert "SentenceTransformer  # needs bitsandbytes" not in hub["card"]
     assert "cannot express its symmetric attention, and does not load it" in hub["card"]
 

@@ -13,12 +13,12 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from torch.utils.data import DataLoader
 
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
-from lacos_st.dense import LacosDense
 from lacos_st.errors import LacosError
 from lacos_st.losses import MaskedMultipleNegativesRankingLoss
-from lacos_st.model import LacosSentenceTransformer
-from lacos_st.pooling import LacosPooling
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.dense import LacosDense
+from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.pooling import LacosPooling
+from lacos_st.model.transformer import LacosTransformer
 
 TEXTS = list(CORPUS[:4])
 

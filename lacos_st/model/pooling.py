@@ -18,7 +18,7 @@ import torch
 from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import Tensor
 
-from lacos_st.texts import layout, prompt_lengths, select
+from lacos_st.model.texts import layout, prompt_lengths, select
 
 
 class LacosPooling(Pooling):

@@ -5,7 +5,7 @@ import pickle
 import torch
 from torch import nn
 
-from lacos_st.frozen import is_trained, keep_frozen_
+from lacos_st.model.frozen import is_trained, keep_frozen_
 
 
 class Adapted(nn.Module):

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from torch import Tensor, nn
 
-from lacos_st.artifact import RECORD
 from lacos_st.errors import LacosError
-from lacos_st.transformer import LacosTransformer
+from lacos_st.model.artifact import RECORD
+from lacos_st.model.transformer import LacosTransformer
 
 _MATRIX = re.compile(r"\.lora_(embedding_)?[AB](?=\.weight$|$)")  # of an embedding table it is a bare parameter
 
