@@ -226,7 +226,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from lacos_st.training import train
+    from lacos_st.training.train import train
 
     names = {item.name for item in fields(LacosConfig)}
     given = {name: value for name, value in vars(arguments).items() if name in names}
@@ -301,8 +301,8 @@ def _check_overlap(arguments: argparse.Namespace) -> None:
 
 
 def _memory(arguments: argparse.Namespace) -> None:
-    from lacos_st.assembly import memory_options
     from lacos_st.decoder.memory import base_config, predict
+    from lacos_st.training.assembly import memory_options
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}
     base, file, revision = given.pop("base", None), given.pop("config", None), None

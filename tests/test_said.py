@@ -9,7 +9,6 @@ import pytest
 from conftest import CORPUS
 from sts_sets import write_set
 
-from lacos_st.assembly import memory_options
 from lacos_st.cli import main
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import DataError, load_training_data
@@ -21,7 +20,8 @@ from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.results import Evaluation, SetResult
 from lacos_st.tables import text
 from lacos_st.tasks import plan
-from lacos_st.training import train
+from lacos_st.training.assembly import memory_options
+from lacos_st.training.train import train
 
 
 @pytest.mark.parametrize(

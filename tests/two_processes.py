@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from test_losses import OPTIONS, Lookup, columns, value_and_gradient
 
-from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
+from lacos_st.training.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 
 # Anchor 1 stands in both halves, in the first row of each, and again among the other half's documents; 20 is a positive
 # in the first and a hard negative in the second.

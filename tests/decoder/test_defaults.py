@@ -8,8 +8,8 @@ import torch
 from lacos_st.decoder import kernels
 from lacos_st.decoder.attention import _bias, _fold_alibi, _slopes, attend, attend_by_kernel
 from lacos_st.decoder.packing import plan
-from lacos_st.losses import MaskedMultipleNegativesRankingLoss
 from lacos_st.model.dense import LacosDense, LacosLayerNorm
+from lacos_st.training.losses import MaskedMultipleNegativesRankingLoss
 
 CPU = torch.device("cpu")
 TEXTS = ["a man plays", "dogs run through the grass", "the stock market fell sharply on Monday", "dogs"]

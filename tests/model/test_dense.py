@@ -27,9 +27,9 @@ from lacos_st import (
     MaskedMultipleNegativesRankingLoss,
     train,
 )
-from lacos_st.assembly import build_model
 from lacos_st.errors import LacosError
 from lacos_st.model.dense import LacosLayerNorm
+from lacos_st.training.assembly import build_model
 
 TEXTS = list(CORPUS)
 

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
-from lacos_st.losses import MaskedMultipleNegativesRankingLoss
 from lacos_st.model.dense import LacosDense
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.transformer import LacosTransformer
+from lacos_st.training.losses import MaskedMultipleNegativesRankingLoss
 
 TEXTS = list(CORPUS[:4])
 

@@ -16,10 +16,10 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from lacos_st.errors import LacosError
-from lacos_st.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.transformer import LacosTransformer
+from lacos_st.training.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
 
 PROMPT = "query: "
 # Of the first of each column ST's prompt takes five tokens, of the second six: its space is a token of its own there.

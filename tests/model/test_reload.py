@@ -11,8 +11,8 @@ from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.sentence_transformer.modules import CNN, Dense
 
 from lacos_st.errors import LacosError
-from lacos_st.losses import MaskedMultipleNegativesRankingLoss
 from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.training.losses import MaskedMultipleNegativesRankingLoss
 
 TEXTS = list(CORPUS)
 

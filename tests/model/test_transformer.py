@@ -112,7 +112,7 @@ def test_directories_laid_out_like_the_hubs_load_train_and_save(size, prefix, tm
     from safetensors.torch import load_file, save_file
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
-    from lacos_st.losses import MaskedMultipleNegativesRankingLoss
+    from lacos_st.training.losses import MaskedMultipleNegativesRankingLoss
 
     hidden, _, heads = HUB_SIZES[size]
     directory = write_tiny_bloom(tmp_path / size, hidden=hidden // 16, layers=2, heads=heads // 16)

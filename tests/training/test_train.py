@@ -15,12 +15,12 @@ from sentence_transformers.sentence_transformer.data_collator import SentenceTra
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
 from transformers import TrainerCallback
 
-from lacos_st.checkpoints import latest_checkpoint
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.training import TrainingInterrupted, train
+from lacos_st.training.checkpoints import latest_checkpoint
+from lacos_st.training.train import TrainingInterrupted, train
 
 WORDS = [
     f"{colour} {thing}" for colour in ("red", "old", "small", "quiet") for thing in ("man", "dog", "house", "river")
@@ -41,7 +41,7 @@ def triplets(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _without_scores(monkeypatch):
     """Scores before and after take most of a short run's time; `undisturbed` (module scope) has the real ones."""
-    monkeypatch.setattr("lacos_st.training.sts_sample", lambda model: {})
+    monkeypatch.setattr("lacos_st.training.train.sts_sample", lambda model: {})
 
 
 def config_for(base, data, output, **options):

@@ -10,7 +10,7 @@ from lacos_st.config import LacosConfig
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
-from lacos_st.training import train
+from lacos_st.training.train import train
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
 
 from lacos_st.errors import LacosError
-from lacos_st.losses import MaskedMultipleNegativesRankingLoss
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.transformer import LacosTransformer
+from lacos_st.training.losses import MaskedMultipleNegativesRankingLoss
 
 TEXTS = list(CORPUS)
 

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from lacos_st import training
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
-from lacos_st.training import train
+from lacos_st.training import train as training
+from lacos_st.training.train import train
 
 
 @pytest.fixture(autouse=True)

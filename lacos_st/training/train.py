@@ -33,15 +33,6 @@ from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimil
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
-from lacos_st.assembly import (
-    adapter_settings,
-    build_arguments,
-    build_data,
-    build_loss,
-    build_model,
-    memory_options,
-)
-from lacos_st.checkpoints import go_on, is_finished, latest_checkpoint, prepare
 from lacos_st.config import LacosConfig
 from lacos_st.decoder.allocator import give_memory_back
 from lacos_st.decoder.memory import auto_batch_size, base_config
@@ -50,7 +41,16 @@ from lacos_st.files import locked, write_json
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.names import find
 from lacos_st.model.placing import disk_error, finish_move, move_into
-from lacos_st.progress import EarlyStopping, Progress, checkpoint_on_interrupt
+from lacos_st.training.assembly import (
+    adapter_settings,
+    build_arguments,
+    build_data,
+    build_loss,
+    build_model,
+    memory_options,
+)
+from lacos_st.training.checkpoints import go_on, is_finished, latest_checkpoint, prepare
+from lacos_st.training.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict

@@ -4,14 +4,14 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lacos_st import LacosConfig, LacosSentenceTransformer
-from lacos_st.assembly import (
+from lacos_st.errors import LacosError
+from lacos_st.training.assembly import (
     RANK,
     adapter_settings,
     build_arguments,
     build_data,
     build_model,
 )
-from lacos_st.errors import LacosError
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ import pytest
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
-from lacos_st.checkpoints import go_on, is_finished, prepare
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.training import train
+from lacos_st.training.checkpoints import go_on, is_finished, prepare
+from lacos_st.training.train import train
 
 
 @pytest.fixture(autouse=True)
 def _without_scores(monkeypatch):
-    monkeypatch.setattr("lacos_st.training.sts_sample", lambda model: {})
+    monkeypatch.setattr("lacos_st.training.train.sts_sample", lambda model: {})
 
 
 def write_pairs(path, count=40):
@@ -145,7 +145,7 @@ def test_an_output_on_a_file_system_of_its_own(recipe, tmp_path, monkeypatch):
     def across(stage, target):
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
-    monkeypatch.setattr("lacos_st.training.move_into", across)
+    monkeypatch.setattr("lacos_st.training.train.move_into", across)
     train(LacosConfig(**recipe))
     assert LacosSentenceTransformer(tmp_path / "model").transformer.adapter_names
     assert not (tmp_path / "model.run").exists()

@@ -1,11 +1,11 @@
 from transformers import TrainerState
 
-from lacos_st.progress import Progress
+from lacos_st.training.progress import Progress
 
 
 def test_speed_is_of_the_rows_that_were_seen_since_resuming(monkeypatch, capsys):
     clock = iter([100.0, 110.0])
-    monkeypatch.setattr("lacos_st.progress.time.time", lambda: next(clock))
+    monkeypatch.setattr("lacos_st.training.progress.time.time", lambda: next(clock))
     progress = Progress(rows=500)
     progress.on_train_begin(None, TrainerState(epoch=0.4, global_step=4, max_steps=10), None)
     logs = {"loss": 1.0}

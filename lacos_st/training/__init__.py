@@ -1,0 +1,1 @@
+"""Training: the losses, and a run that can be resumed."""
