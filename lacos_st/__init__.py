@@ -25,7 +25,7 @@ _HOME = {
     "STSEvaluator": "evaluation",
     "write_report": "report",
     "check_overlap": "overlap",
-    "encode_file": "encoding",
+    "encode_file": "encoding.encode",
     "load_training_data": "data.load",
     "load_training_sources": "data.load",
 }

@@ -260,7 +260,7 @@ def _load(name: str) -> Any:
 
 
 def _encode(arguments: argparse.Namespace) -> None:
-    from lacos_st.encoding import encode_file
+    from lacos_st.encoding.encode import encode_file
 
     names = (
         "input", "output", "column", "id_column", "batch_size", "precision", "normalize", "prompt_name",

@@ -23,7 +23,7 @@ from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
 from tqdm import tqdm
 
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 
 WORDS = ["alpha", "beta", "gamma", "delta", "епсилон", "ζήτα", "吉他", "theta"]
 

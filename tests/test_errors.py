@@ -7,7 +7,7 @@ import pytest
 
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import load_training_data
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError, listed, shortened, shown
 from lacos_st.local_sets import read_pairs
 

@@ -13,7 +13,7 @@ from lacos_st.cli import main
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import DataError, load_training_data
 from lacos_st.decoder.memory import base_config, predict
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.local_sets import read_pairs
 from lacos_st.model.model import LacosSentenceTransformer

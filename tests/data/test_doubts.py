@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lacos_st.data.load import DataError, load_training_data, load_training_sources
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 
 LONG = [f"this is text number {i} of the file" for i in range(40)]
 

@@ -11,9 +11,9 @@ import pytest
 from kill_encode import WORDS, digest, static_model
 from sentence_transformers import SentenceTransformer
 
-import lacos_st.embedding_store
+import lacos_st.encoding.store
 from lacos_st.data.readers import DataError
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic, locked
 
@@ -108,7 +108,7 @@ def test_one_process_per_output(model, lines, tmp_path):
 def test_too_little_space_is_said_before_the_work(model, tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("alpha\n" * 20_000)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(lacos_st.embedding_store.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
+    monkeypatch.setattr(lacos_st.encoding.store.shutil, "disk_usage", lambda _: usage._replace(free=1_000_000))
     with pytest.raises(LacosError, match=r"x\.npy needs 3 MB, but 1 MB are free"):
         encode_file(model, tmp_path / "in.txt", tmp_path / "x.npy", show_progress=False)
 

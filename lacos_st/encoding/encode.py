@@ -36,7 +36,7 @@ import numpy as np
 from lacos_st.data.columns import NAMES, text_fault
 from lacos_st.data.doubts import check_header
 from lacos_st.data.readers import DataError, Table, open_file
-from lacos_st.embedding_store import PartialFile, check_space, finish, packed, stored_as
+from lacos_st.encoding.store import PartialFile, check_space, finish, packed, stored_as
 from lacos_st.errors import LacosError, listed, shortened, shown
 from lacos_st.files import locked
 from lacos_st.model.fingerprint import fingerprint

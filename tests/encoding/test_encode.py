@@ -15,7 +15,7 @@ from kill_encode import WORDS, digest, static_model
 from sentence_transformers import SentenceTransformer, quantize_embeddings
 
 from lacos_st.data.readers import DataError
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
 
@@ -263,7 +263,7 @@ MEASURE = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
 from kill_encode import static_model
-from lacos_st.encoding import encode_file
+from lacos_st.encoding.encode import encode_file
 model = static_model(64)
 encode_file(model, sys.argv[2], sys.argv[3] + '.warm.npy', show_progress=False)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,0 +1,1 @@
+"""Encoding files of texts, resumable."""
