@@ -18,8 +18,8 @@ from sentence_transformers import SentenceTransformer
 
 from lacos_st import LacosSentenceTransformer
 from lacos_st.embedded import sample_path
-from lacos_st.local_sets import read_pairs
-from lacos_st.statistics import spearman
+from lacos_st.evaluation.local_sets import read_pairs
+from lacos_st.evaluation.statistics import spearman
 
 
 def peer() -> str:

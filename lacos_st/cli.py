@@ -281,21 +281,21 @@ def _similarity(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from lacos_st.evaluation import evaluate
+    from lacos_st.evaluation.evaluate import evaluate
 
     names = ("tasks", "languages", "data_dir", "split", "output", "batch_size")
     print(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names}))
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    from lacos_st.report import write_report
+    from lacos_st.evaluation.report import write_report
 
     for path in write_report(arguments.results, arguments.output, title=arguments.title, split=arguments.split):
         print(f"Wrote {path}")
 
 
 def _check_overlap(arguments: argparse.Namespace) -> None:
-    from lacos_st.overlap import check_overlap
+    from lacos_st.evaluation.overlap import check_overlap
 
     print(check_overlap(arguments.train, arguments.data_dir, progress=True))
 

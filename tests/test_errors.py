@@ -9,7 +9,7 @@ from lacos_st.config import LacosConfig
 from lacos_st.data.load import load_training_data
 from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError, listed, shortened, shown
-from lacos_st.local_sets import read_pairs
+from lacos_st.evaluation.local_sets import read_pairs
 
 LONG = "x" * 1_000_000
 MANY = [f"column {i}" for i in range(100_000)]

@@ -15,11 +15,11 @@ from lacos_st.data.load import DataError, load_training_data
 from lacos_st.decoder.memory import base_config, predict
 from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
-from lacos_st.local_sets import read_pairs
+from lacos_st.evaluation.local_sets import read_pairs
+from lacos_st.evaluation.results import Evaluation, SetResult
+from lacos_st.evaluation.tables import text
+from lacos_st.evaluation.tasks import plan
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.results import Evaluation, SetResult
-from lacos_st.tables import text
-from lacos_st.tasks import plan
 from lacos_st.training.assembly import memory_options
 from lacos_st.training.train import train
 

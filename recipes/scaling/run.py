@@ -35,9 +35,9 @@ from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosConfig, LacosSentenceTransformer, train
 from lacos_st.embedded import sample_path
+from lacos_st.evaluation.local_sets import read_pairs
+from lacos_st.evaluation.statistics import spearman
 from lacos_st.files import write_json
-from lacos_st.local_sets import read_pairs
-from lacos_st.statistics import spearman
 
 TEST = {
     "STS-B en": "stsb.en.test",

@@ -13,9 +13,9 @@ from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import evaluate
-from lacos_st.local_sets import scan
-from lacos_st.tasks import MULTILINGUAL, SAMPLE, left_out, plan
+from lacos_st.evaluation.evaluate import evaluate
+from lacos_st.evaluation.local_sets import scan
+from lacos_st.evaluation.tasks import MULTILINGUAL, SAMPLE, left_out, plan
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_languages_keep_the_subsets_that_they_cover(tmp_path):
 
 
 def test_bloom_languages_and_others_are_told_apart_in_mtebs_codes():
-    from lacos_st.languages import BLOOM_LANGUAGES, languages_of
+    from lacos_st.evaluation.languages import BLOOM_LANGUAGES, languages_of
 
     chinese = [languages_of(*key) for key in (("STSBenchmarkMultilingualSTS", "zh"), ("STSB", "default"))]
     assert chinese == [("zh",), ("zh",)]

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 
 from lacos_st.errors import LacosError
+from lacos_st.evaluation.languages import language_name
+from lacos_st.evaluation.results import LEXICAL, Evaluation, Mean, SetResult, mean
+from lacos_st.evaluation.statistics import Difference
+from lacos_st.evaluation.tables import beside_published, figure, notes
 from lacos_st.files import atomic
-from lacos_st.languages import language_name
-from lacos_st.results import LEXICAL, Evaluation, Mean, SetResult, mean
-from lacos_st.statistics import Difference
-from lacos_st.tables import beside_published, figure, notes
 
 _TEMPLATE = Path(__file__).parent / "assets" / "report.html"
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte

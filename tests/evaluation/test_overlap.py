@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lacos_st.errors import LacosError
-from lacos_st.local_sets import read_pairs
-from lacos_st.overlap import check_overlap, normalised
-from lacos_st.tasks import SAMPLE
+from lacos_st.evaluation.local_sets import read_pairs
+from lacos_st.evaluation.overlap import check_overlap, normalised
+from lacos_st.evaluation.tasks import SAMPLE
 
 
 @pytest.fixture

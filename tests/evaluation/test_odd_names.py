@@ -13,11 +13,11 @@ from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import evaluate
+from lacos_st.evaluation.evaluate import evaluate
+from lacos_st.evaluation.report import write_report
+from lacos_st.evaluation.results import MODELS, Evaluation, SetResult
+from lacos_st.evaluation.tables import csv_rows, markdown
 from lacos_st.files import file_name
-from lacos_st.report import write_report
-from lacos_st.results import MODELS, Evaluation, SetResult
-from lacos_st.tables import csv_rows, markdown
 
 FACTS = {
     "model": "m", "revision": "0123456789abcdef", "task": "local-x", "subset": "en", "split": "test",

@@ -23,13 +23,13 @@ from mteb.models.sentence_transformer_wrapper import SentenceTransformerEncoderW
 from sentence_transformers import SentenceTransformer
 
 from lacos_st.errors import LacosError
+from lacos_st.evaluation.languages import languages_of
+from lacos_st.evaluation.results import LEXICAL, SetResult, detail_path
+from lacos_st.evaluation.statistics import lexical_similarity, spearman
+from lacos_st.evaluation.tasks import Task
 from lacos_st.files import file_name
-from lacos_st.languages import languages_of
 from lacos_st.model.fingerprint import fingerprint
 from lacos_st.quiet import errors_only
-from lacos_st.results import LEXICAL, SetResult, detail_path
-from lacos_st.statistics import lexical_similarity, spearman
-from lacos_st.tasks import Task
 
 Done = dict[tuple[str, str], SetResult]
 _LEXICAL_FORM = "tfidf-char-2-4"

@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import evaluate
-from lacos_st.results import Evaluation, SetResult
+from lacos_st.evaluation.evaluate import evaluate
+from lacos_st.evaluation.results import Evaluation, SetResult
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from lacos_st.data.columns import NAMES
 from lacos_st.data.readers import DataError, Table
 from lacos_st.data.sources import open_source
 from lacos_st.errors import LacosError
-from lacos_st.local_sets import read_pairs
-from lacos_st.tasks import SAMPLE, MissingDataError, plan
+from lacos_st.evaluation.local_sets import read_pairs
+from lacos_st.evaluation.tasks import SAMPLE, MissingDataError, plan
 
 _EXAMPLES = 3
 _TEXTS = 64  # of one row: a longer list is no group of sentences

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from lacos_st.statistics import bootstrap, interval, lexical_similarity, paired, spearman
-from lacos_st.tasks import SAMPLE
+from lacos_st.evaluation.statistics import bootstrap, interval, lexical_similarity, paired, spearman
+from lacos_st.evaluation.tasks import SAMPLE
 
 columns = st.integers(3, 60).flatmap(
     lambda n: st.tuples(
@@ -26,7 +26,7 @@ def test_a_resample_is_what_spearman_of_the_drawn_pairs_would_be(pair, seed):
     gold, scores = np.asarray(pair[0], float), np.asarray(pair[1], float)
     rng = np.random.default_rng(seed)
     drawn = rng.integers(0, len(gold), len(gold))
-    from lacos_st.statistics import _Order, _weighted_spearman
+    from lacos_st.evaluation.statistics import _Order, _weighted_spearman
 
     counts = np.bincount(drawn, minlength=len(gold))[None]
     ours = _weighted_spearman(_Order(gold), _Order(scores), counts)[0]

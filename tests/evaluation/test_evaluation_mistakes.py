@@ -7,12 +7,12 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
-from lacos_st import evaluation as evaluation_module
-from lacos_st import tasks as tasks_module
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import evaluate
-from lacos_st.results import LEXICAL
-from lacos_st.tasks import SAMPLE, MissingDataError, plan
+from lacos_st.evaluation import evaluate as evaluation_module
+from lacos_st.evaluation import tasks as tasks_module
+from lacos_st.evaluation.evaluate import evaluate
+from lacos_st.evaluation.results import LEXICAL
+from lacos_st.evaluation.tasks import SAMPLE, MissingDataError, plan
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ from pathlib import Path
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, pre_tokenizers
-from lacos_st.evaluation import evaluate
+from lacos_st.evaluation.evaluate import evaluate
 
 words = [f"w{i}" for i in range(2000)]
 rng = random.Random(0)

@@ -5,8 +5,8 @@ import pytest
 from sts_sets import write_set
 
 from lacos_st.errors import LacosError
-from lacos_st.languages import languages_of, script_codes
-from lacos_st.tasks import plan
+from lacos_st.evaluation.languages import languages_of, script_codes
+from lacos_st.evaluation.tasks import plan
 
 
 @pytest.mark.parametrize(

@@ -26,11 +26,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from lacos_st.errors import LacosError
+from lacos_st.evaluation.results import LEXICAL, MODELS, Evaluation, SetResult, is_name
+from lacos_st.evaluation.runner import Runner, random_state_kept
+from lacos_st.evaluation.tables import csv_rows, figure, markdown
+from lacos_st.evaluation.tasks import MissingDataError, Task, left_out, plan
 from lacos_st.files import atomic, write_json
-from lacos_st.results import LEXICAL, MODELS, Evaluation, SetResult, is_name
-from lacos_st.runner import Runner, random_state_kept
-from lacos_st.tables import csv_rows, figure, markdown
-from lacos_st.tasks import MissingDataError, Task, left_out, plan
 
 Model: TypeAlias = str | Path | SentenceTransformer
 

@@ -27,11 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lacos_st.errors import LacosError
+from lacos_st.evaluation.languages import BLOOM_LANGUAGES
+from lacos_st.evaluation.local_sets import is_reported
+from lacos_st.evaluation.statistics import Difference, bootstrap, interval, paired
+from lacos_st.evaluation.tasks import ENGLISH, MULTILINGUAL
 from lacos_st.files import atomic, file_name
-from lacos_st.languages import BLOOM_LANGUAGES
-from lacos_st.local_sets import is_reported
-from lacos_st.statistics import Difference, bootstrap, interval, paired
-from lacos_st.tasks import ENGLISH, MULTILINGUAL
 
 MODELS = "models.json"
 """File of an output directory: the models of its last run, in order."""
@@ -194,7 +194,7 @@ class Evaluation:
     missing: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        from lacos_st.tables import text
+        from lacos_st.evaluation.tables import text
 
         return text(self)
 

@@ -25,9 +25,8 @@ from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from lacos_st.errors import LacosError
-from lacos_st.files import file_name
-from lacos_st.languages import languages_of, script_codes, two_letters
-from lacos_st.local_sets import (
+from lacos_st.evaluation.languages import languages_of, script_codes, two_letters
+from lacos_st.evaluation.local_sets import (
     DEV,
     SLICE_PAIRS,
     WHOLE,
@@ -40,6 +39,7 @@ from lacos_st.local_sets import (
     read_tables,
     scan,
 )
+from lacos_st.files import file_name
 
 ENGLISH = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "BIOSSES")
 MULTILINGUAL = ("STS17", "STS22.v2", "STSBenchmarkMultilingualSTS", "SemRel24STS", "IndicCrosslingualSTS")

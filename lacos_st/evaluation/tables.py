@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lacos_st.results import LEXICAL, Evaluation, SetResult, column
-from lacos_st.tasks import ENGLISH
+from lacos_st.evaluation.results import LEXICAL, Evaluation, SetResult, column
+from lacos_st.evaluation.tasks import ENGLISH
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, header, rows."""

@@ -6,7 +6,7 @@ from sentence_transformers import SentenceTransformer
 from sts_sets import write_set
 
 from lacos_st.errors import LacosError
-from lacos_st.evaluation import STSEvaluator
+from lacos_st.evaluation.evaluate import STSEvaluator
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from lacos_st.errors import LacosError
-from lacos_st.report import write_report
-from lacos_st.results import LEXICAL, Evaluation, SetResult
-from lacos_st.statistics import spearman
+from lacos_st.evaluation.report import write_report
+from lacos_st.evaluation.results import LEXICAL, Evaluation, SetResult
+from lacos_st.evaluation.statistics import spearman
 
 SETS = [
     ("STS17", "en-en", ("en",)),
