@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, BloomConfig, BloomModel
 from lacos_st import LacosConfig, train
 from lacos_st.decoder.allocator import reset_peak, resident_bytes
 from lacos_st.decoder.memory import predict
-from lacos_st.embedded import embedded_directory
+from lacos_st.embedded.unpack import embedded_directory
 
 ROOT = Path(__file__).parents[1]
 GB = 1e9

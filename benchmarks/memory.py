@@ -22,7 +22,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lacos_st.decoder.allocator import give_memory_back, reset_peak, resident_bytes, settle_heap
 from lacos_st.decoder.memory import predict
-from lacos_st.embedded import embedded_directory
+from lacos_st.embedded.unpack import embedded_directory
 
 FULL_VOCAB = 250880
 LOADED = ["stock fp32", "stock bf16", "stock int8 bf16", "ours auto"]

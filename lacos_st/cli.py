@@ -246,7 +246,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _init(arguments: argparse.Namespace) -> None:
-    from lacos_st.embedded import unpack
+    from lacos_st.embedded.unpack import unpack
 
     directory = Path(arguments.directory or arguments.model)
     unpack(arguments.model, directory)

@@ -91,7 +91,7 @@ def _folder() -> Path | None:
 
     Whoever could write there could put code of theirs into this process.
     """
-    from lacos_st.embedded import cache_directory
+    from lacos_st.embedded.unpack import cache_directory
 
     try:
         folder = cache_directory() / "kernels"

@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedConfig
 
-from lacos_st.embedded import EMBEDDED, embedded_directory
+from lacos_st.embedded.unpack import EMBEDDED, embedded_directory
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
 from lacos_st.model.placing import finish_move

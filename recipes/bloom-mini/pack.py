@@ -10,7 +10,7 @@ A checkpoint has 4 bytes a weight: 69 MB for 17 million. Packed it is a seventh 
 * Two *fine* columns of the table keep 8 bits: the model says in them how much a token counts, its layers amplify
   that, and 4 bits are too few for values that steer others (as outliers in LLM.int8; Dettmers et al., 2022).
 
-`lacos_st.embedded.unpack` is the way back. An adapter trained on the base travels without it:
+`lacos_st.embedded.unpack.unpack` is the way back. An adapter trained on the base travels without it:
 
     python pack.py base work/bloom-mini/retrofitted
     lacos-st train --output lacos-bloom && python pack.py adapter lacos-bloom
@@ -33,9 +33,9 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from lacos_st import LacosSentenceTransformer
-from lacos_st.embedded import ASSETS
+from lacos_st.embedded.packed_table import LEVELS
+from lacos_st.embedded.unpack import ASSETS
 from lacos_st.errors import LacosError
-from lacos_st.packed_table import LEVELS
 
 SAMPLE = 2**20  # entries that the levels are fitted to
 ROUNDS = 100

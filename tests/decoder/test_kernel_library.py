@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lacos_st import embedded
 from lacos_st.decoder import kernels
+from lacos_st.embedded import unpack as embedded
 from lacos_st.errors import LacosError
 
 needs_compiler = pytest.mark.skipif(kernels.library() is None, reason="no C compiler")

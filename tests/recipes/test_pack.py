@@ -14,10 +14,10 @@ from pack import fit_levels, pack_table
 from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomModel
 
-from lacos_st import embedded
+from lacos_st.embedded import unpack as embedded
+from lacos_st.embedded.packed_table import unpack_table
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.packed_table import unpack_table
 
 
 def test_examples():

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from recipe_text import write_teacher
 from sentence_transformers import SentenceTransformer
 
-from lacos_st import embedded
+from lacos_st.embedded import unpack as embedded
 
 RECIPE = Path(pack.__file__).parent
 TESTED = "woad woaf woah woaj"

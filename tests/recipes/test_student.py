@@ -6,8 +6,9 @@ from sentence_transformers import SentenceTransformer
 from student import Widening, config, pool, save, states
 from transformers import AutoTokenizer
 
-from lacos_st import LacosSentenceTransformer, embedded
+from lacos_st import LacosSentenceTransformer
 from lacos_st.decoder.bloom import LacosBloomModel
+from lacos_st.embedded import unpack as embedded
 
 TEXTS = [
     "A man is playing a guitar.",

@@ -6,7 +6,7 @@ import pytest
 import tokenizer as recipe
 from transformers import AutoTokenizer
 
-from lacos_st import embedded
+from lacos_st.embedded import unpack as embedded
 
 
 @pytest.fixture(scope="module")

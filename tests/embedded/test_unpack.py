@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, BloomModel
 
-from lacos_st import embedded
+from lacos_st.embedded import unpack as embedded
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
 
@@ -79,7 +79,7 @@ def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
     assert embedded.cache_directory() == tmp_path / "own" / "lacos-st"
 
 
-UNPACK = "from lacos_st.embedded import embedded_directory as e; print(e('bloom-mini'))"
+UNPACK = "from lacos_st.embedded.unpack import embedded_directory as e; print(e('bloom-mini'))"
 
 
 def test_unpacking_to_a_disk_that_takes_no_more_is_an_error(tmp_path):

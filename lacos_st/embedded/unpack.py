@@ -29,10 +29,10 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lacos_st.embedded.packed_table import unpack_table
 from lacos_st.errors import LacosError
 from lacos_st.files import obey_umask
 from lacos_st.model.placing import stage_for
-from lacos_st.packed_table import unpack_table
 
 EMBEDDED = ("bloom-mini", "lacos-bloom")
 """Names of the embedded models: the base, and the base with its LACoS adapter."""

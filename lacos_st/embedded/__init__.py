@@ -1,0 +1,1 @@
+"""The models and samples that travel with the package."""
