@@ -1,7 +1,7 @@
 """Attention's gradient on a CPU: PyTorch's fused backward pass against plain products, in fp32 and bf16.
 
-Decides where `lacos_st/decoder/attention.py` leaves the fused one. Times are of the backward pass alone, of one group of
-equally long sequences; the error is the gradient's against fp64, relative.
+Decides where `lacos_st/decoder/attention.py` leaves the fused one. Times are of the backward pass alone, of one group
+of equally long sequences; the error is the gradient's against fp64, relative.
 
 python benchmarks/attention.py --output docs/benchmarks/CPU/attention.json
 """

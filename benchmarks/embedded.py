@@ -17,7 +17,7 @@ from common import machine, report, time_interleaved, weight_bytes
 from sentence_transformers import SentenceTransformer
 
 from lacos_st import LacosSentenceTransformer
-from lacos_st.embedded.unpack import sample_path
+from lacos_st.embedded.names import sample_path
 from lacos_st.evaluation.local_sets import read_pairs
 from lacos_st.evaluation.statistics import spearman
 

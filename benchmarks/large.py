@@ -73,7 +73,7 @@ def write_triplets(folder: Path, rows: int) -> tuple[str, str]:
     """The first triplets of the embedded samples: some to train on, some held out."""
     paths = []
     for name, count in (("nli-train", rows), ("nli-dev", 64)):
-        with gzip.open(ROOT / f"lacos_st/assets/samples/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
+        with gzip.open(ROOT / f"lacos_st/embedded/assets/samples/{name}.jsonl.gz", "rt", encoding="utf-8") as lines:
             paths.append(folder / f"{name}.jsonl")
             paths[-1].write_text("".join(islice(lines, count)), encoding="utf-8")
     return str(paths[0]), str(paths[1])

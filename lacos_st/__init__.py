@@ -4,16 +4,19 @@ Importing the package loads nothing and changes nothing: every name below is res
 """
 
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from lacos_st.quiet import of_no_kernels
 
 __version__ = "0.1.0"
+__path__ = [*__path__, str(Path(__file__).with_name("former"))]  # class paths of before there were packages
 
 _HOME = {
     "LacosConfig": "config",
     "LacosTransformer": "model.transformer",
     "LacosDense": "model.dense",
+    "LacosLayerNorm": "model.dense",
     "LacosPooling": "model.pooling",
     "LacosSentenceTransformer": "model.model",
     "accelerate": "model.model",

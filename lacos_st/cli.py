@@ -282,9 +282,10 @@ def _similarity(arguments: argparse.Namespace) -> None:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from lacos_st.evaluation.evaluate import evaluate
+    from lacos_st.evaluation.tables import text
 
     names = ("tasks", "languages", "data_dir", "split", "output", "batch_size")
-    print(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names}))
+    print(text(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names})))
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -301,7 +302,8 @@ def _check_overlap(arguments: argparse.Namespace) -> None:
 
 
 def _memory(arguments: argparse.Namespace) -> None:
-    from lacos_st.decoder.memory import base_config, predict
+    from lacos_st.decoder.memory import predict
+    from lacos_st.model.names import base_config
     from lacos_st.training.assembly import memory_options
 
     given = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}

@@ -15,6 +15,8 @@ import json
 import os
 import re
 import shutil
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -126,3 +128,45 @@ def locked(output: str | Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()  # while held: whoever waits on this file finds it unlinked and starts over
         lock.release()
+
+
+def stage_for(target: Path) -> Path:
+    """Make a directory for a model to be written to, on the file system on which it is to lie.
+
+    It is beside the target, or in it where the target is a mount point, and leads nowhere by a link.
+    """
+    home = target.resolve()
+    home.parent.mkdir(parents=True, exist_ok=True)
+    mounted = home.is_dir() and home.stat().st_dev != home.parent.stat().st_dev
+    stage = (home if mounted else home.parent) / f".{home.name}.{uuid.uuid4().hex[:8]}"
+    stage.mkdir()
+    return stage
+
+
+def cache_directory() -> Path:
+    """The user's cache folder of this package. It need not exist.
+
+    It is in $LACOS_CACHE, else $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS) or %LOCALAPPDATA%
+    (Windows).
+
+    Raises:
+        LacosError: Nothing names a folder, and the user has no home directory.
+
+    Example:
+        >>> cache_directory().name
+        'lacos-st'
+    """
+    if chosen := os.environ.get("LACOS_CACHE") or os.environ.get("XDG_CACHE_HOME"):
+        root = Path(chosen)
+    elif sys.platform == "darwin":
+        root = Path("~/Library/Caches")
+    elif sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        root = Path(local)
+    else:
+        root = Path("~/.cache")
+    try:
+        return root.expanduser().absolute() / "lacos-st"
+    except RuntimeError as error:  # a user without an entry in the password file, as in a container
+        raise LacosError(
+            f"There is no home directory to keep {str(root)!r} in: set LACOS_CACHE to a directory that you may write."
+        ) from error

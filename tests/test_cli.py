@@ -3,7 +3,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import CORPUS
+from tiny import CORPUS
 
 from lacos_st.cli import main
 from lacos_st.model.model import LacosSentenceTransformer

@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import CORPUS
 from sts_sets import write_set
+from tiny import CORPUS
 
 from lacos_st.cli import main
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import DataError, load_training_data
-from lacos_st.decoder.memory import base_config, predict
+from lacos_st.decoder.memory import predict
 from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.local_sets import read_pairs
@@ -20,6 +20,7 @@ from lacos_st.evaluation.results import Evaluation, SetResult
 from lacos_st.evaluation.tables import text
 from lacos_st.evaluation.tasks import plan
 from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.names import base_config
 from lacos_st.training.assembly import memory_options
 from lacos_st.training.train import train
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from lacos_st.errors import LacosError
+from lacos_st.files import cache_directory
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +92,6 @@ def _folder() -> Path | None:
 
     Whoever could write there could put code of theirs into this process.
     """
-    from lacos_st.embedded.unpack import cache_directory
-
     try:
         folder = cache_directory() / "kernels"
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The models and samples that travel with the package.
+"""The models that travel with the package, as directories that sentence-transformers loads.
 
 `assets/bloom-mini/` is a BLOOM base in 8 bits; `assets/lacos-bloom/` is the adapter trained on it, with the settings
 that make a sentence-transformers directory of the two. On disk they are *packed*: the embedding table lies in 4 bits an
@@ -6,8 +6,7 @@ entry (`packed_table.py`), where stock transformers wants floats, the tokenizer 
 directory holds no second base. `unpack` writes what stock sentence-transformers loads; `embedded_directory` does so
 once, into a cache:
 
-    $LACOS_CACHE, else $XDG_CACHE_HOME, else ~/.cache (Linux), ~/Library/Caches (macOS), %LOCALAPPDATA% (Windows)
-      lacos-st/<content hash>/<name>/
+    <cache>/<content hash>/<name>/
 
 The hash names the assets' content, so a new release never reads an old cache. A directory appears there by one rename
 and complete, also where several processes unpack at once.
@@ -18,84 +17,21 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import shutil
-import sys
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lacos_st.embedded.names import ASSETS, EMBEDDED
 from lacos_st.embedded.packed_table import unpack_table
 from lacos_st.errors import LacosError
-from lacos_st.files import obey_umask
-from lacos_st.model.placing import stage_for
+from lacos_st.files import cache_directory, obey_umask, stage_for
 
-EMBEDDED = ("bloom-mini", "lacos-bloom")
-"""Names of the embedded models: the base, and the base with its LACoS adapter."""
-
-ASSETS = Path(__file__).parent / "assets"
-_TRIPLETS = ("nli-train", "es-train", "fr-train", "pt-train", "it-train", "across-train", "nli-dev")
-_SAMPLES = {**{name: f"samples/{name}.jsonl.gz" for name in _TRIPLETS}, "sts17": "sts"}
 _TABLE = "word_embeddings"
 _FINAL_GAIN = "ln_f.weight"
 _TOKENIZER = "tokenizer.json"
-
-
-def sample_path(name: str) -> Path:
-    """Path of an embedded data sample.
-
-    Args:
-        name: "nli-train" (triplets, mostly English), "es-train", "fr-train", "pt-train", "it-train" (English ones
-            translated by rules), "across-train" (English and translations), "nli-dev" (held-out triplets) or "sts17"
-            (a folder of STS17 test pairs).
-            Sources and licences: `assets/NOTICE.md`.
-
-    Returns:
-        The file or folder.
-
-    Raises:
-        LacosError: There is no sample of that name.
-
-    Example:
-        >>> sample_path("nli-dev").name
-        'nli-dev.jsonl.gz'
-    """
-    if name not in _SAMPLES:
-        raise LacosError(f"There is no embedded sample {name!r}: choose from {', '.join(_SAMPLES)}.")
-    return ASSETS / _SAMPLES[name]
-
-
-@cache
-def _recipe() -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((ASSETS / "recipe.yaml").read_text(encoding="utf-8"))
-    return found
-
-
-def samples(part: str) -> list[str]:
-    """The samples that a recipe without data uses, from `recipe.yaml`.
-
-    Args:
-        part: "samples" to train on, or "held_out" to choose the best step by.
-
-    Returns:
-        Paths, each with its weight behind an `@` where it has one.
-    """
-    parts = (entry.partition("@") for entry in _recipe()[part])
-    return [f"{sample_path(name)}{at}{weight}" for name, at, weight in parts]
-
-
-def own_settings(base: str) -> dict[str, Any]:
-    """Settings of `LacosConfig` that suit an embedded base, from `recipe.yaml`; empty for any other base.
-
-    Args:
-        base: As in a recipe. A local directory of that name comes first, and has none.
-    """
-    found: dict[str, Any] = {} if base not in EMBEDDED or Path(base).is_dir() else _recipe().get(base, {})
-    return found
 
 
 def unpack(name: str, directory: str | Path) -> None:
@@ -148,32 +84,6 @@ def _write(name: str, directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     if name != "bloom-mini":  # over the base: the sentence-transformers settings and the adapter
         shutil.copytree(ASSETS / name, directory, dirs_exist_ok=True)
-
-
-def cache_directory() -> Path:
-    """The user's cache folder for embedded models; see the head of this file. It need not exist.
-
-    Raises:
-        LacosError: Nothing names a folder, and the user has no home directory.
-
-    Example:
-        >>> cache_directory().name
-        'lacos-st'
-    """
-    if chosen := os.environ.get("LACOS_CACHE") or os.environ.get("XDG_CACHE_HOME"):
-        root = Path(chosen)
-    elif sys.platform == "darwin":
-        root = Path("~/Library/Caches")
-    elif sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
-        root = Path(local)
-    else:
-        root = Path("~/.cache")
-    try:
-        return root.expanduser().absolute() / "lacos-st"
-    except RuntimeError as error:  # a user without an entry in the password file, as in a container
-        raise LacosError(
-            f"There is no home directory to keep {str(root)!r} in: set LACOS_CACHE to a directory that you may write."
-        ) from error
 
 
 @lru_cache

@@ -4,7 +4,7 @@ Style, script and data are inside the page: it opens from a mail or a USB stick,
 prints. Tables and bars are plain HTML, written here; the script only sorts and draws the scatter plots, so a
 reader without it loses little. Beside the page lie the plots as PNG and SVG, for slides and papers.
 
-The page's skeleton is `assets/report.html`; places to fill are HTML comments (`<!--cards-->`).
+The page's skeleton is `report.html`; places to fill are HTML comments (`<!--cards-->`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lacos_st.evaluation.statistics import Difference
 from lacos_st.evaluation.tables import beside_published, figure, notes
 from lacos_st.files import atomic
 
-_TEMPLATE = Path(__file__).parent / "assets" / "report.html"
+_TEMPLATE = Path(__file__).with_name("report.html")
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte
 _COLOURS = 6
 _LABEL = 48  # characters of a name in a plot

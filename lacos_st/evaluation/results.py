@@ -186,17 +186,12 @@ class Evaluation:
         sets: Every result, baseline included.
         missing: What a group has but could not be run, with the reason.
 
-    Print it for the tables in text; `tables.markdown` and `tables.csv_rows` give the other forms.
+    `tables.text` makes tables of it, `tables.markdown` and `tables.csv_rows` their other forms.
     """
 
     models: list[str] = field(default_factory=list)
     sets: list[SetResult] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        from lacos_st.evaluation.tables import text
-
-        return text(self)
 
     def of(self, model: str) -> dict[str, SetResult]:
         """One model's results by set name, in the order of the tables."""

@@ -44,7 +44,7 @@ CSV_COLUMNS = [
 @cache
 def published() -> list[dict[str, Any]]:
     """Published results: rows of `model`, `source`, `nli_only` and `scores` (set -> points)."""
-    content = json.loads((Path(__file__).parent / "published.json").read_text("utf-8"))
+    content = json.loads(Path(__file__).with_name("published.json").read_text("utf-8"))
     rows: list[dict[str, Any]] = content["rows"]
     return rows
 

@@ -24,6 +24,7 @@ from mteb.abstasks import AbsTask
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
+from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import languages_of, script_codes, two_letters
 from lacos_st.evaluation.local_sets import (
@@ -43,7 +44,7 @@ from lacos_st.files import file_name
 
 ENGLISH = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "BIOSSES")
 MULTILINGUAL = ("STS17", "STS22.v2", "STSBenchmarkMultilingualSTS", "SemRel24STS", "IndicCrosslingualSTS")
-SAMPLE = Path(__file__).parent / "assets" / "sts"
+SAMPLE = sample_path("sts17")
 """Four STS17 pairs (CC BY-SA 4.0) that come with the package: group `sts-sample`."""
 
 OWN = "local-"

@@ -9,18 +9,17 @@ it is, but for what has changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import yaml
+from sentence_transformers.sentence_transformer.model_card import SentenceTransformerModelCardData
 from sentence_transformers.sentence_transformer.modules import Pooling
+from torch import nn
 
 from lacos_st.model.artifact import is_hub_name
 from lacos_st.model.stock import inexpressible
-
-if TYPE_CHECKING:
-    from lacos_st.model.model import LacosSentenceTransformer
-
+from lacos_st.model.transformer import LacosTransformer
 
 _HEADING = "## 8-bit LoRA BLOOM"
 _SECTION = re.compile(rf"^{_HEADING}$.*?(?=\s*^## |\s*\Z)", re.DOTALL | re.MULTILINE)
@@ -28,21 +27,22 @@ _LOADED = re.compile(r'(SentenceTransformer\(")([^"\n]*)("\))')
 _UNKNOWN_BASE = "<!-- - **Base model:** [Unknown](https://huggingface.co/unknown) -->"
 
 
-def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
+def describe(modules: Sequence[nn.Module], dimension: int | None) -> dict[str, Any]:
     """What a model is made of.
 
     Args:
-        model: The model.
+        modules: Its modules, a `LacosTransformer` first.
+        dimension: Of its embeddings.
 
     Returns:
         Name -> value, in reading order; sizes in parameters and in bytes as they lie in memory.
     """
-    transformer = model.transformer
+    transformer, *above = modules
+    assert isinstance(transformer, LacosTransformer)
     config = transformer.config
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     adapters = {name: transformer.model.peft_config[name] for name in transformer.adapter_names}
-    adapter_size = sum(p.numel() for key, p in model.named_parameters() if "lora_" in key)
-    above = list(model)[1:]
+    adapter_size = sum(p.numel() for key, p in transformer.named_parameters() if "lora_" in key)
     return {
         "base": transformer.base["name"],
         "licence": _licence(transformer.base),
@@ -57,8 +57,8 @@ def describe(model: LacosSentenceTransformer) -> dict[str, Any]:
         "template": transformer.template,
         "pooling": next((module.pooling_mode for module in above if isinstance(module, Pooling)), None)
         or ", ".join(type(module).__name__ for module in above),
-        "max_seq_length": model.max_seq_length,
-        "dimension": model.get_embedding_dimension(),
+        "max_seq_length": transformer.max_seq_length,
+        "dimension": dimension,
     }
 
 
@@ -74,31 +74,37 @@ def _licence(base: dict[str, str | None]) -> str:
     return f"{licence}; learnt from non-commercial sources too: {sources}" if sources else licence
 
 
-def fill_in(model: LacosSentenceTransformer) -> None:
-    """Tell ST's card data what is known of the base and of the data, where the user has not."""
-    data, base = model.model_card_data, model.transformer.base
+def fill_in(data: SentenceTransformerModelCardData, base: dict[str, str | None], record: dict[str, Any] | None) -> None:
+    """Tell ST's card data what is known of the base and of the data, where the user has not.
+
+    Args:
+        data: ST's.
+        base: What `LacosTransformer.base` says.
+        record: Of training by `train`.
+    """
     data.license = data.license or base.get("license")
     if not data.language and (languages := base.get("language")):
         data.set_language(languages.split(", "))
     if is_hub_name(base["name"]):
         data.base_model, data.base_model_revision = base["name"], base["revision"]
     data.first_save = False  # else ST would ask the Hub for models that are named like parts of a local path
-    sources = model.training_record["recipe"]["train_data"] if model.training_record else []
+    sources = record["recipe"]["train_data"] if record else []
     names = [source.partition(":")[0] for source in sources]
     data.datasets += [name for name in names if is_hub_name(name) and name not in data.datasets]
 
 
-def section(model: LacosSentenceTransformer, name: str) -> str:
+def section(modules: Sequence[nn.Module], dimension: int | None, name: str) -> str:
     """What the model is and how it is loaded: the Markdown at the head of its card.
 
     Args:
-        model: The model.
+        modules: The model's.
+        dimension: Of its embeddings.
         name: The name under which users load it.
 
     Returns:
         Markdown.
     """
-    missing = inexpressible(model)
+    missing = inexpressible(modules)
     stock = [
         "from sentence_transformers import SentenceTransformer  # needs bitsandbytes and peft, not lacos-st",
         f'model = SentenceTransformer("{name}")',
@@ -112,7 +118,10 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             "",
             "| | |",
             "|---|---|",
-            *(f"| {key} | {str(value).replace('|', chr(92) + '|')} |" for key, value in describe(model).items()),
+            *(
+                f"| {key} | {str(value).replace('|', chr(92) + '|')} |"
+                for key, value in describe(modules, dimension).items()
+            ),
             "",
             "```python",
             *([] if missing else stock),
@@ -123,14 +132,14 @@ def section(model: LacosSentenceTransformer, name: str) -> str:
             "",
             f"Stock sentence-transformers cannot express its {' and '.join(missing)}, and does not load it."
             if missing
-            else _stock_says(model),
+            else _stock_says(modules[0]),
         ]
     )
 
 
-def _stock_says(model: LacosSentenceTransformer) -> str:
+def _stock_says(transformer: nn.Module) -> str:
     """What stock classes do with a saved model, and what they break."""
-    transformer = model.transformer
+    assert isinstance(transformer, LacosTransformer)
     if transformer.adapter_names and transformer.save_base:
         upload = (
             " To upload it as files save it with `model_name=` as its name on the Hub, or use `push_to_hub`: stock "
@@ -186,28 +195,34 @@ def training_section(record: dict[str, Any]) -> str:
     )
 
 
-def complete(card: str, model: LacosSentenceTransformer, directory: str) -> str:
+def complete(
+    card: str, modules: Sequence[nn.Module], dimension: int | None, record: dict[str, Any] | None, directory: str
+) -> str:
     """Put our sections into a card that ST has made or that came with the model, before its first such heading.
 
     Args:
         card: Markdown.
-        model: The model.
+        modules: The model's.
+        dimension: Of its embeddings.
+        record: Of training by `train`.
         directory: Name of the directory that it is saved to, by which it is loaded unless it has a name on the Hub.
 
     Returns:
         Markdown; the same if it says all of this already.
     """
-    named = model.transformer.hub_name
+    transformer = modules[0]
+    assert isinstance(transformer, LacosTransformer)
+    named = transformer.hub_name
     there = _SECTION.search(card)
     if there is None:
-        sections = [section(model, named or directory)]
-        if model.training_record:
-            sections.append(training_section(model.training_record))
+        sections = [section(modules, dimension, named or directory)]
+        if record:
+            sections.append(training_section(record))
         head, found, rest = card.partition("\n## ")
         card = "\n\n".join([head.rstrip(), *sections, found.lstrip() + rest])
     else:
         before = _LOADED.search(there[0])
-        if before is None or section(model, before[2]) != there[0]:
-            card = card.replace(there[0], section(model, named or directory))
-    card = card.replace(_UNKNOWN_BASE, f"- **Base model:** {model.transformer.base['name']}")
+        if before is None or section(modules, dimension, before[2]) != there[0]:
+            card = card.replace(there[0], section(modules, dimension, named or directory))
+    card = card.replace(_UNKNOWN_BASE, f"- **Base model:** {transformer.base['name']}")
     return _LOADED.sub(lambda found: f"{found[1]}{named}{found[3]}", card) if named else card

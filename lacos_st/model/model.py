@@ -34,17 +34,17 @@ from lacos_st.decoder.embedding_table import LacosEmbedding8bit, quantize_embedd
 from lacos_st.decoder.quantization import is_quantized
 from lacos_st.decoder.threads import as_many_threads_as_serve
 from lacos_st.errors import LacosError
-from lacos_st.files import write_json
+from lacos_st.files import stage_for, write_json
 from lacos_st.model.adapters import check_adapter_name
 from lacos_st.model.artifact import is_checkpoint, is_hub_name
 from lacos_st.model.card import complete, describe, fill_in
 from lacos_st.model.dense import freeze_
 from lacos_st.model.names import resolve
 from lacos_st.model.opening import check_directory
-from lacos_st.model.placing import disk_error, move_into, stage_for
+from lacos_st.model.placing import disk_error, move_into
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.reload import read_checkpoint
-from lacos_st.model.stock import OURS, STOCK, fullname, inexpressible, name_stock_classes
+from lacos_st.model.stock import OURS, STOCK, fullname, inexpressible, name_stock_classes, names_of
 from lacos_st.model.transformer import LacosTransformer
 from lacos_st.quiet import without
 
@@ -79,7 +79,7 @@ class LacosSentenceTransformer(SentenceTransformer):
     _module_classes: Mapping[str, type[nn.Module]] = {
         name: ours
         for ours, stock in STOCK.items()
-        for name in (fullname(ours), fullname(stock), *(f"{place}.{stock.__name__}" for place in _PLACES))
+        for name in (*names_of(ours), fullname(stock), *(f"{place}.{stock.__name__}" for place in _PLACES))
     }
 
     def __init__(
@@ -265,7 +265,7 @@ class LacosSentenceTransformer(SentenceTransformer):
             super().save(
                 str(stage), model_name, create_model_card and not in_checkpoint, train_datasets, safe_serialization
             )
-            name_stock_classes(self, stage)
+            name_stock_classes(list(self), stage)
             if self.training_record is not None:
                 write_json(stage / "training.json", self.training_record)
             move_into(stage, target)
@@ -284,9 +284,19 @@ class LacosSentenceTransformer(SentenceTransformer):
         """As ST's, with what `card.py` knows; a card that cannot be made is logged and the model saved, as by ST."""
         card = Path(path) / "README.md"
         try:
-            fill_in(self)
+            fill_in(self.model_card_data, self.transformer.base, self.training_record)
             super()._create_model_card(path, model_name, *args, **kwargs)
-            text = complete(card.read_text(encoding="utf-8"), self, self._saving_to) if card.is_file() else None
+            text = (
+                complete(
+                    card.read_text(encoding="utf-8"),
+                    list(self),
+                    self.get_embedding_dimension(),
+                    self.training_record,
+                    self._saving_to,
+                )
+                if card.is_file()
+                else None
+            )
         except OSError:
             raise
         except Exception:
@@ -297,13 +307,13 @@ class LacosSentenceTransformer(SentenceTransformer):
 
     def describe(self) -> dict[str, Any]:
         """What the model is made of; see `card.describe`."""
-        return describe(self)
+        return describe(list(self), self.get_embedding_dimension())
 
     def _push_to_hub_usage_tip(self, repo_id: str) -> str:
         """As ST's, with a class that its reader can import."""
         ours, stock = type(self).__name__, SentenceTransformer.__name__
         tip = super()._push_to_hub_usage_tip(repo_id)
-        if inexpressible(self):
+        if inexpressible(list(self)):
             return tip.replace(
                 f"from sentence_transformers import {ours}", f"from {type(self).__module__} import {ours}"
             )

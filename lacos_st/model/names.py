@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import hf_hub_download
 from transformers import PreTrainedConfig
 
-from lacos_st.embedded.unpack import EMBEDDED, embedded_directory
+from lacos_st.embedded.names import EMBEDDED
+from lacos_st.embedded.unpack import embedded_directory
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
 from lacos_st.model.placing import finish_move
@@ -97,3 +100,48 @@ def is_bloom(name: str) -> bool:
         return bool(PreTrainedConfig.get_config_dict(name)[0].get("model_type") == "bloom")
     except (OSError, ValueError, TypeError, AttributeError):  # another library's, or none at all
         return False
+
+
+# hidden size, layers, heads of the published checkpoints, so that a question needs no download
+_PUBLISHED = {
+    "bigscience/bloom-560m": (1024, 24, 16),
+    "bigscience/bloom-1b1": (1536, 24, 16),
+    "bigscience/bloom-1b7": (2048, 24, 16),
+    "bigscience/bloom-3b": (2560, 30, 32),
+    "bigscience/bloom-7b1": (4096, 30, 32),
+}
+
+
+def base_config(name: str, revision: str | None = None) -> Any:
+    """Configuration of a base, without its weights.
+
+    Args:
+        name: One of BLOOM's published sizes (no network needed), a local directory, an embedded or a Hub name; of
+            adapters that lie there without their base, the base counts.
+        revision: Of a name on the Hub.
+
+    Returns:
+        A `transformers.BloomConfig`.
+
+    Raises:
+        LacosError: There is no such model, or it is no BLOOM.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, BloomConfig
+    from transformers.utils import find_adapter_config_file
+
+    if name in _PUBLISHED and not Path(name).is_dir():
+        hidden, layers, heads = _PUBLISHED[name]
+        return BloomConfig(vocab_size=250880, hidden_size=hidden, n_layer=layers, n_head=heads)
+    source = resolve(name)
+    try:
+        if adapter := find_adapter_config_file(source, revision=revision):
+            return base_config(json.loads(Path(adapter).read_text(encoding="utf-8"))["base_model_name_or_path"])
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except LacosError:  # of its base
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
+        raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
+    if config.model_type != "bloom":
+        raise LacosError(f"{name!r} is a {config.model_type!r} model, and LACoS needs BLOOM.")
+    return config

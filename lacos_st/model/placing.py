@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import uuid
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,19 +30,6 @@ from lacos_st.model.artifact import replaceable
 
 _INCOMING, _OBSOLETE = ".lacos-incoming", "obsolete.json"
 _ROOT_CONFIGS = ("config.json", "adapter_config.json")
-
-
-def stage_for(target: Path) -> Path:
-    """Make a directory for a model to be written to, on the file system on which it is to lie.
-
-    It is beside the target, or in it where the target is a mount point, and leads nowhere by a link.
-    """
-    home = target.resolve()
-    home.parent.mkdir(parents=True, exist_ok=True)
-    mounted = home.is_dir() and home.stat().st_dev != home.parent.stat().st_dev
-    stage = (home if mounted else home.parent) / f".{home.name}.{uuid.uuid4().hex[:8]}"
-    stage.mkdir()
-    return stage
 
 
 def move_into(stage: Path, target: Path) -> None:

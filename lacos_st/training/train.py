@@ -35,11 +35,12 @@ from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.config import LacosConfig
 from lacos_st.decoder.allocator import give_memory_back
-from lacos_st.decoder.memory import auto_batch_size, base_config
+from lacos_st.decoder.memory import auto_batch_size
+from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.model.names import find
+from lacos_st.model.names import base_config, find
 from lacos_st.model.placing import disk_error, finish_move, move_into
 from lacos_st.training.assembly import (
     adapter_settings,
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from sentence_transformers.base.evaluation import BaseEvaluator
 
-_STS = Path(__file__).parent / "assets" / "sts"
+_STS = sample_path("sts17")
 
 
 class TrainingInterrupted(KeyboardInterrupt):

@@ -33,8 +33,8 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from lacos_st import LacosSentenceTransformer
+from lacos_st.embedded.names import ASSETS
 from lacos_st.embedded.packed_table import LEVELS
-from lacos_st.embedded.unpack import ASSETS
 from lacos_st.errors import LacosError
 
 SAMPLE = 2**20  # entries that the levels are fitted to

@@ -32,7 +32,7 @@ import numpy as np
 from collect import jsonl, norm, read_lines, sts_sentences
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from lacos_st.embedded.unpack import ASSETS
+from lacos_st.embedded.names import ASSETS
 
 Triplet = dict[str, str]
 COLUMNS = ("anchor", "positive", "negative")

@@ -34,7 +34,7 @@ from sentence_transformers import SentenceTransformer
 from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosConfig, LacosSentenceTransformer, train
-from lacos_st.embedded.unpack import sample_path
+from lacos_st.embedded.names import sample_path
 from lacos_st.evaluation.local_sets import read_pairs
 from lacos_st.evaluation.statistics import spearman
 from lacos_st.files import write_json

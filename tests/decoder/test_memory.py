@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoConfig, BloomConfig
 
-from lacos_st.decoder.memory import auto_batch_size, available_memory, base_config, predict
+from lacos_st.decoder.memory import auto_batch_size, available_memory, predict
 from lacos_st.errors import LacosError
+from lacos_st.model.names import base_config
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = BloomConfig(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16)
 
 

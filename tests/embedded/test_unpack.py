@@ -14,7 +14,9 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoTokenizer, BloomModel
 
 from lacos_st.embedded import unpack as embedded
+from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
+from lacos_st.files import cache_directory
 from lacos_st.model.model import LacosSentenceTransformer
 
 
@@ -74,9 +76,9 @@ def test_a_failed_unpack_leaves_nothing(tmp_path, monkeypatch):
 def test_cache_directory_follows_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv("LACOS_CACHE", raising=False)
-    assert embedded.cache_directory() == tmp_path / "xdg" / "lacos-st"
+    assert cache_directory() == tmp_path / "xdg" / "lacos-st"
     monkeypatch.setenv("LACOS_CACHE", str(tmp_path / "own"))
-    assert embedded.cache_directory() == tmp_path / "own" / "lacos-st"
+    assert cache_directory() == tmp_path / "own" / "lacos-st"
 
 
 UNPACK = "from lacos_st.embedded.unpack import embedded_directory as e; print(e('bloom-mini'))"
@@ -120,7 +122,7 @@ TRAIN = ["nli-train", "es-train", "fr-train", "pt-train", "it-train", "across-tr
 
 @pytest.mark.parametrize("name", [*TRAIN, "nli-dev"])
 def test_samples_are_triplets(name):
-    with gzip.open(embedded.sample_path(name), "rt", encoding="utf-8") as lines:
+    with gzip.open(sample_path(name), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
     assert len(rows) >= 500
     assert all(set(row) == {"anchor", "positive", "negative"} and all(row.values()) for row in rows)
@@ -128,13 +130,13 @@ def test_samples_are_triplets(name):
 
 def test_no_held_out_anchor_is_trained_on_and_no_sts_sentence_is_in_the_samples():
     def sentences(name):
-        with gzip.open(embedded.sample_path(name), "rt", encoding="utf-8") as lines:
+        with gzip.open(sample_path(name), "rt", encoding="utf-8") as lines:
             return [json.loads(line) for line in lines]
 
     train, held = [row for name in TRAIN for row in sentences(name)], sentences("nli-dev")
     assert not {row["anchor"].lower() for row in train} & {row["anchor"].lower() for row in held}
     tested = set()
-    for path in embedded.sample_path("sts17").glob("*.jsonl.gz"):
+    for path in sample_path("sts17").glob("*.jsonl.gz"):
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             for line in lines:
                 row = json.loads(line)
@@ -145,7 +147,7 @@ def test_no_held_out_anchor_is_trained_on_and_no_sts_sentence_is_in_the_samples(
 
 def test_an_unknown_sample_names_the_known_ones():
     with pytest.raises(LacosError, match=r"nli-train, es-train, .*, nli-dev, sts17"):
-        embedded.sample_path("nli-test")
+        sample_path("nli-test")
 
 
 def test_stock_sentence_transformers_loads_the_unpacked_model(tmp_path):

@@ -12,6 +12,7 @@ from lacos_st.evaluation import evaluate as evaluation_module
 from lacos_st.evaluation import tasks as tasks_module
 from lacos_st.evaluation.evaluate import evaluate
 from lacos_st.evaluation.results import LEXICAL
+from lacos_st.evaluation.tables import text
 from lacos_st.evaluation.tasks import SAMPLE, MissingDataError, plan
 
 
@@ -77,8 +78,8 @@ def test_a_group_runs_what_is_there_and_lists_what_is_not(small, tmp_path):
     found = evaluate(small, tasks=["STS17", "sts-english"], data_dir=tmp_path, progress=False)
     assert [r.name for r in found.sets if r.model != LEXICAL] == ["STS17/en-en"]
     assert len(found.missing) == 8
-    assert "Not run" in str(found)
-    assert "mteb/sts16-sts" in str(found)
+    assert "Not run" in text(found)
+    assert "mteb/sts16-sts" in text(found)
 
 
 @pytest.mark.parametrize(

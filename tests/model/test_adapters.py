@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from conftest import CORPUS, randomise
 from peft import IA3Config, LoraConfig
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny import CORPUS, randomise
 
 from lacos_st.errors import LacosError
 from lacos_st.model.adapters import check_plain_lora

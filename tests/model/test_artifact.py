@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CORPUS, randomise, tree
 from sentence_transformers.sentence_transformer.modules import LayerNorm
+from tiny import CORPUS, randomise, tree
 
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import describe_base, is_hub_name

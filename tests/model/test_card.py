@@ -5,14 +5,13 @@ import logging
 
 import numpy as np
 import pytest
-from conftest import CORPUS, randomise
 from datasets import Dataset
 from huggingface_hub import CommitInfo, HfApi, ModelCard, RepoUrl
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 from sentence_transformers.base.modules import Module
+from tiny import CORPUS, randomise
 
 from lacos_st.errors import LacosError
-from lacos_st.model.card import describe
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.transformer import LacosTransformer
 
@@ -102,7 +101,7 @@ def test_a_model_with_a_pooling_of_ones_own_is_saved_with_its_card(tiny_bloom, t
     model = LacosSentenceTransformer(modules=[LacosTransformer(str(tiny_bloom)), FirstToken()])
     model.save_pretrained(str(tmp_path / "model"))
     assert "| pooling | FirstToken |" in read(tmp_path / "model")
-    assert describe(model)["dimension"] == 64
+    assert model.describe()["dimension"] == 64
 
 
 def test_a_card_says_once_what_a_model_is_however_often_it_is_saved(tiny_model, tmp_path):

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS
 from datasets import Dataset
 from safetensors.torch import load_file
 from sentence_transformers import (
@@ -16,6 +15,7 @@ from sentence_transformers import (
     SentenceTransformerTrainingArguments,
 )
 from sentence_transformers.sentence_transformer.modules import Dense, LayerNorm
+from tiny import CORPUS
 from torch import nn
 
 from lacos_st import (

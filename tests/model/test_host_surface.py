@@ -6,10 +6,10 @@ from collections import OrderedDict
 import bitsandbytes as bnb
 import pytest
 import torch
-from conftest import CORPUS
 from sentence_transformers import InputExample, SentenceTransformer
 from sentence_transformers.sentence_transformer.losses import DenoisingAutoEncoderLoss
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
+from tiny import CORPUS
 from torch.utils.data import DataLoader
 
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit

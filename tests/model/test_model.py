@@ -6,13 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, randomise, tree, write_tiny_bloom
 from huggingface_hub import HfApi
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny import CORPUS, randomise, tree, write_tiny_bloom
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer, accelerate

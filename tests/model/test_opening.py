@@ -8,17 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, randomise
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import CNN, Dense, Normalize, Pooling, Router
+from tiny import CORPUS, randomise
 from transformers import AutoModel, BitsAndBytesConfig, GPTQConfig, PreTrainedConfig
 
-from lacos_st.decoder.memory import base_config
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.model.names import is_bloom
+from lacos_st.model.names import base_config, is_bloom
 from lacos_st.model.opening import load_adapter
 from lacos_st.model.transformer import LacosTransformer
 

@@ -5,9 +5,9 @@ import random
 import shutil
 
 import pytest
-from conftest import randomise, tree
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize
+from tiny import randomise, tree
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import CORPUS, randomise, tree
 from sentence_transformers import SentenceTransformer
+from tiny import CORPUS, randomise, tree
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer

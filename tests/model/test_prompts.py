@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from sentence_transformers.sentence_transformer.losses import (
     CachedMultipleNegativesRankingLoss,
@@ -14,6 +13,7 @@ from sentence_transformers.sentence_transformer.losses import (
     TripletLoss,
 )
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny import CORPUS
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer

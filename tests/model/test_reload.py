@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, randomise
 from datasets import Dataset
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from sentence_transformers.base.modules import Normalize, Router
 from sentence_transformers.sentence_transformer.modules import CNN, Dense
+from tiny import CORPUS, randomise
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer

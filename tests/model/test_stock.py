@@ -6,9 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, randomise
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from tiny import CORPUS, randomise
 
 from lacos_st.model.artifact import UNNAMED
 from lacos_st.model.model import LacosSentenceTransformer

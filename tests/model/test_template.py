@@ -3,10 +3,10 @@
 import shutil
 
 import pytest
-from conftest import CORPUS
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from tiny import CORPUS
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 

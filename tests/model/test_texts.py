@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from conftest import CORPUS
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import CORPUS
 
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.texts import hash_texts, layout, prompt_lengths, prompt_mask, select

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import CORPUS, write_tiny_bloom
+from tiny import CORPUS, write_tiny_bloom
 from transformers import AutoTokenizer, BloomModel
 
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit

@@ -1,7 +1,6 @@
 """What cannot be trained, or not saved after it, is refused before the first step."""
 
 import pytest
-from conftest import CORPUS
 from datasets import Dataset
 from sentence_transformers import (
     MultiVectorEncoder,
@@ -13,6 +12,7 @@ from sentence_transformers import (
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.modules import Dense, Pooling
 from sentence_transformers.sparse_encoder.modules import SparseAutoEncoder
+from tiny import CORPUS
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer

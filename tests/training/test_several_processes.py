@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import CORPUS
+from tiny import CORPUS
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 

@@ -1,0 +1,58 @@
+"""README's snippets run as they stand: Python in one process, commands that need no network or hour."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+
+
+def blocks(kind):
+    return [text for name, text in BLOCKS if name == kind]
+
+
+def run(arguments, folder):
+    return subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=280)
+
+
+def test_python_runs_and_prints_what_the_readme_shows(tmp_path):
+    """All blocks in their order, in one process: a later one loads what an earlier one saved."""
+    (tmp_path / "readme.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    done = run([sys.executable, "readme.py"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    shown = re.findall(r"-?\d+\.\d+", blocks("text")[0])
+    printed = re.findall(r"-?\d+\.\d+", done.stdout)[: len(shown)]
+    assert [float(value) for value in printed] == pytest.approx([float(value) for value in shown], abs=0.02)
+
+
+def commands():
+    lines = "\n".join(blocks("bash")).splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("lacos-st ")]
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_commands_are_understood(command, tmp_path):
+    """Each is parsed as the command line does; those that work on what is in the package run."""
+    from lacos_st.cli import _parser
+
+    arguments = _parser().parse_args(command[1:])
+    if arguments.command in ("encode", "similarity"):
+        (tmp_path / "corpus.jsonl").write_text('{"text": "A man plays guitar."}\n', encoding="utf-8")
+        done = run([sys.executable, "-m", "lacos_st.cli", *command[1:]], tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_linked_files_exist():
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_it_is_short():
+    assert len(README.splitlines()) <= 150
