@@ -22,11 +22,15 @@ def home(tmp_path, monkeypatch):
 
 
 COMMANDS = [
-    ("encoding.encode_file", "encode ~/m ~/texts.txt --output=~/out.npy", ["m", "texts.txt", "out.npy"]),
-    ("evaluation.evaluate", "evaluate ~/a ~/b --data-dir=~/sts --output=~/results", ["a", "b", "sts", "results"]),
-    ("report.write_report", "report ~/a ~/b --output=~/page.html", ["a", "b", "page.html"]),
-    ("overlap.check_overlap", "check-overlap ~/train.csv --data-dir=~/sts", ["train.csv", "sts"]),
-    ("embedded.unpack", "init ~/mine", ["mine"]),
+    ("encoding.encode.encode_file", "encode ~/m ~/texts.txt --output=~/out.npy", ["m", "texts.txt", "out.npy"]),
+    (
+        "evaluation.evaluate.evaluate",
+        "evaluate ~/a ~/b --data-dir=~/sts --output=~/results",
+        ["a", "b", "sts", "results"],
+    ),
+    ("evaluation.report.write_report", "report ~/a ~/b --output=~/page.html", ["a", "b", "page.html"]),
+    ("evaluation.overlap.check_overlap", "check-overlap ~/train.csv --data-dir=~/sts", ["train.csv", "sts"]),
+    ("embedded.unpack.unpack", "init ~/mine", ["mine"]),
     (None, "merge ~/m ~/merged", ["m", "merged"]),
 ]
 
@@ -43,6 +47,7 @@ def test_every_command_reads_the_home_directory(home, monkeypatch, function, lin
     monkeypatch.setattr(lacos_st.cli, "_load", lambda name: (seen.append(name), model)[1])
     if function:
         monkeypatch.setattr(f"lacos_st.{function}", called)
+        monkeypatch.setattr("lacos_st.evaluation.tables.text", str)
     assert main(line.split()) == 0
     flat = [str(item) for value in seen for item in (value if isinstance(value, list) else [value])]
     assert {str(home / path) for path in paths} <= set(flat)

@@ -63,7 +63,7 @@ def test_without_a_compiler_that_works_torch_serves_and_says_so_once(compiler, t
         monkeypatch.setattr(shutil, "which", lambda name: None)
     else:
         monkeypatch.setenv("CC", compiler)
-    with caplog.at_level(logging.INFO, "lacos_st.kernels"):
+    with caplog.at_level(logging.INFO, "lacos_st.decoder.kernels"):
         assert not kernels.usable(torch.ones(1, 1))
         assert tiny_model.eval().encode(["a man plays"]).shape == (1, 64)
     (record,) = caplog.records
@@ -76,7 +76,7 @@ def test_without_a_compiler_that_works_torch_serves_and_says_so_once(compiler, t
 def test_only_a_cpu_that_could_have_them_is_told(features, level, cache, monkeypatch, caplog):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
     monkeypatch.setenv("CC", "/bin/false")
-    with caplog.at_level(logging.INFO, "lacos_st.kernels"):
+    with caplog.at_level(logging.INFO, "lacos_st.decoder.kernels"):
         assert kernels.library() is None
     assert [record.levelno for record in caplog.records] == [level]
 

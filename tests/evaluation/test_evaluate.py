@@ -319,9 +319,9 @@ def test_without_the_extra_the_error_says_what_to_install():
 import sys
 sys.modules["mteb"] = None
 from lacos_st.errors import LacosError
-for module in ("evaluation", "overlap", "report"):
+for module in ("evaluate", "overlap", "report"):
     try:
-        __import__(f"lacos_st.{module}")
+        __import__(f"lacos_st.evaluation.{module}")
     except LacosError as error:
         assert "pip install 'lacos-st[eval]'" in str(error)
     else:

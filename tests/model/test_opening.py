@@ -84,7 +84,8 @@ def test_modules_with_a_settings_file_of_another_name_are_whole(kind, tiny_bloom
         modules = [transformer, Pooling(64, "mean"), Router.for_query_document([Dense(64, 8)], [Dense(64, 8)])]
     model = LacosSentenceTransformer(modules=modules)
     model.save_pretrained(str(tmp_path / "model"))
-    np.testing.assert_array_equal(LacosSentenceTransformer(str(tmp_path / "model")).encode(TEXTS), model.encode(TEXTS))
+    loaded = LacosSentenceTransformer(str(tmp_path / "model"))
+    np.testing.assert_allclose(loaded.encode(TEXTS), model.encode(TEXTS), atol=1e-6)  # by one thread or two
     settings = next((tmp_path / "model").glob(f"*/{kind}_config.json"))
     settings.unlink()
     with pytest.raises(LacosError, match=rf"not whole \(.*{kind}_config.json is missing\)"):
