@@ -24,8 +24,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
-from lacos_st.decoder.bloom import accelerate_
 from lacos_st.decoder.embedding_table import quantize_embedding_
+from lacos_st.decoder.fast_path import accelerate_
 from lacos_st.decoder.quantization import default_compute_dtype, resolve_compute_form
 
 VOCAB = 8192

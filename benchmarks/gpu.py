@@ -21,7 +21,7 @@ from common import build, checkpoint, free, machine, mean_pool, report, sentence
 from train import gradient, step, trainable
 
 from lacos_st import LacosSentenceTransformer
-from lacos_st.decoder.bloom import accelerate_
+from lacos_st.decoder.fast_path import accelerate_
 
 LARGE = {"vocab_size": 250880, "hidden_size": 4096, "n_layer": 30, "n_head": 32}  # bloom-7b1
 MEDIUM = {"layers": 24, "hidden": 1024, "heads": 16}

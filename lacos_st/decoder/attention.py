@@ -28,9 +28,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PretrainedConfig
 
 from lacos_st.decoder import kernels
 from lacos_st.decoder.packing import SHORT, Group, Layout
+from lacos_st.errors import LacosError
 
 Mode = Literal["causal", "bidirectional", "symmetric"]
 
@@ -39,6 +41,40 @@ _KERNEL_LONGEST = 64
 # Query rows at a time in long symmetric attention: bounds the bias at (heads, chunk, T).
 _SYMMETRIC_CHUNK = 256
 ALIBI_COLUMNS = 8  # columns; fused kernels want head sizes that are multiples of 8
+
+
+def attention_mode(config: PretrainedConfig) -> Mode:
+    """What a token sees in a model of this configuration.
+
+    Args:
+        config: transformers' ``is_causal`` says whether it is causal or bidirectional; ``lacos_attention:
+            "symmetric"``, which transformers cannot express, counts first.
+
+    Returns:
+        ``"causal"``, ``"bidirectional"`` or ``"symmetric"``; see `attention.py`.
+
+    Raises:
+        LacosError: ``lacos_attention`` has another value.
+
+    >>> from transformers import BloomConfig
+    >>> attention_mode(BloomConfig()), attention_mode(BloomConfig(is_causal=False))
+    ('causal', 'bidirectional')
+    """
+    asked = getattr(config, "lacos_attention", None)
+    if asked == "symmetric":
+        return "symmetric"
+    if asked not in (None, "causal"):  # the latter was written beside `is_causal` once
+        raise LacosError(f"config.lacos_attention is {asked!r}: it is 'symmetric' or absent; is_causal says the rest.")
+    return "causal" if getattr(config, "is_causal", True) else "bidirectional"
+
+
+def set_attention_mode_(config: PretrainedConfig, mode: Mode) -> None:
+    """Write ``mode`` where `attention_mode` and, as far as it knows the mode, transformers read it."""
+    if mode != attention_mode(config):
+        config.is_causal = mode == "causal"
+        vars(config).pop("lacos_attention", None)
+        if mode == "symmetric":
+            config.lacos_attention = mode
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -18,16 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import BloomConfig, BloomModel, PretrainedConfig
+from transformers import BloomConfig, BloomModel
 from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
 from transformers.models.bloom.modeling_bloom import BloomBlock
 
 from lacos_st.decoder import kernels
-from lacos_st.decoder.attention import Mode, attend, attend_by_kernel
+from lacos_st.decoder.attention import attend, attend_by_kernel, attention_mode
 from lacos_st.decoder.embedding_table import floating_table
 from lacos_st.decoder.packing import Layout, plan
-from lacos_st.decoder.quantization import ComputeForm, Lora, convert_linear_, plain_layer, resolve_compute_form
-from lacos_st.decoder.threads import survive_forks
+from lacos_st.decoder.quantization import Lora, plain_layer
 from lacos_st.errors import LacosError
 
 
@@ -221,37 +220,10 @@ class LacosBloomModel(BloomModel):
         return table
 
 
-def attention_mode(config: PretrainedConfig) -> Mode:
-    """What a token sees in a model of this configuration.
-
-    Args:
-        config: transformers' ``is_causal`` says whether it is causal or bidirectional; ``lacos_attention:
-            "symmetric"``, which transformers cannot express, counts first.
-
-    Returns:
-        ``"causal"``, ``"bidirectional"`` or ``"symmetric"``; see `attention.py`.
-
-    Raises:
-        LacosError: ``lacos_attention`` has another value.
-
-    >>> attention_mode(BloomConfig()), attention_mode(BloomConfig(is_causal=False))
-    ('causal', 'bidirectional')
-    """
-    asked = getattr(config, "lacos_attention", None)
-    if asked == "symmetric":
-        return "symmetric"
-    if asked not in (None, "causal"):  # the latter was written beside `is_causal` once
-        raise LacosError(f"config.lacos_attention is {asked!r}: it is 'symmetric' or absent; is_causal says the rest.")
-    return "causal" if getattr(config, "is_causal", True) else "bidirectional"
-
-
-def set_attention_mode_(config: PretrainedConfig, mode: Mode) -> None:
-    """Write ``mode`` where `attention_mode` and, as far as it knows the mode, transformers read it."""
-    if mode != attention_mode(config):
-        config.is_causal = mode == "causal"
-        vars(config).pop("lacos_attention", None)
-        if mode == "symmetric":
-            config.lacos_attention = mode
+def use_packed_blocks_(model: BloomModel) -> None:
+    """Give a loaded BLOOM the packed forward pass, in place: parameters, adapters and hooks stay."""
+    model.__class__ = LacosBloomModel
+    _convert_blocks_(model)
 
 
 def _convert_blocks_(model: BloomModel) -> None:
@@ -279,60 +251,3 @@ def outlier_ratio(model: BloomModel) -> float:
             if not gain.is_meta:
                 ratios.append(float(gain.max() / gain.median().clamp_min(1e-6)))
     return max(ratios)
-
-
-def form_for(model: BloomModel, form: str, device: torch.device | str, training: bool) -> ComputeForm:
-    """`resolve_compute_form` for a model's weights: ``auto`` is ``w8a16`` where they have outlier channels.
-
-    Args:
-        model: The model.
-        form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``.
-        device: Where it runs.
-        training: Whether the form is for training steps.
-
-    Returns:
-        The form.
-
-    Raises:
-        LacosError: If ``form`` is none of them.
-    """
-    outliers = form == "auto" and outlier_ratio(model) > OUTLIER_RATIO
-    return resolve_compute_form("w8a16" if outliers else form, device, training)
-
-
-def accelerate_(model: BloomModel, compute_form: str = "auto", training_form: str = "auto") -> LacosBloomModel:
-    """Put a loaded BLOOM model on the fast path, in place: parameters, adapters and hooks stay.
-
-    Args:
-        model: Quantised (bitsandbytes int8) or not, with or without PEFT adapters injected.
-        compute_form: ``auto``, ``w8a8``, ``w8a16`` or ``bnb``: the 8-bit layers' product in ``eval()`` mode.
-            ``auto`` is `resolve_compute_form`'s choice for the device, or ``w8a16`` if the weights have outlier
-            channels.
-        training_form: The same in ``train()`` mode.
-
-    Returns:
-        ``model``, now a `LacosBloomModel`. Calling it again changes the forms only.
-
-    Raises:
-        LacosError: If ``model`` is not a BLOOM model or a form does not exist.
-    """
-    if not isinstance(model, BloomModel):
-        raise LacosError(
-            f"{type(model).__name__} is no BLOOM model: only transformers.BloomModel (bigscience/bloom-*) "
-            "has a fast path."
-        )
-    survive_forks()
-    model.__class__ = LacosBloomModel
-    _convert_blocks_(model)
-    converted = convert_linear_(
-        model,
-        form_for(model, compute_form, model.device, training=False),
-        form_for(model, training_form, model.device, training=True),
-    )
-    if converted and model.device.type == "cpu":
-        # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it
-        # resident.
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.clone()
-    return model

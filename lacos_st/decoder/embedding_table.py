@@ -5,6 +5,7 @@ floating one, and quantising that again gives back the same bytes (`quantize_tab
 identity, and saving never drifts.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,17 +56,18 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
         table: (V, H) floating weights to quantise.
         dtype: Of the rows returned by a lookup.
         padding_idx: As in ``nn.Embedding``.
+        scale: What a lookup multiplies rows by; some families have the square root of their hidden size there.
     """
 
     absmax: Tensor
 
-    def __init__(self, table: Tensor, dtype: torch.dtype, padding_idx: int | None = None) -> None:
+    def __init__(self, table: Tensor, dtype: torch.dtype, padding_idx: int | None = None, scale: float = 1.0) -> None:
         nn.Module.__init__(self)
         self.num_embeddings, self.embedding_dim = table.shape
         self.padding_idx = padding_idx
         self.max_norm, self.norm_type = None, 2.0
         self.scale_grad_by_freq = self.sparse = False
-        self.dtype = dtype
+        self.dtype, self.scale = dtype, scale
         rows, absmax = quantize_table(table.detach())
         # Buffers: sentence-transformers casts modules to the dtype of a model's first parameter, and what is set on a
         # tensor is lost on the way to another process.
@@ -85,7 +87,7 @@ class LacosEmbedding8bit(bnb.nn.Embedding8bit):
     def forward(self, input: Tensor) -> Tensor:
         """Look up token ids (...) -> (..., H) in ``self.dtype``."""
         ids = input.reshape(-1)
-        scale = self.absmax.index_select(0, ids).float() * (1 / 127)
+        scale = self.absmax.index_select(0, ids).float() * (self.scale / 127)
         rows = self.weight.data.index_select(0, ids) * scale[:, None]
         return rows.to(self.dtype).view(*input.shape, self.embedding_dim)
 
@@ -143,12 +145,31 @@ def quantize_embedding_(model: nn.Module, dtype: torch.dtype | None = None) -> n
     looked_up = model.get_input_embeddings()  # type: ignore[operator]
     table = getattr(looked_up, "base_layer", looked_up)  # an adapter may lie over it
     if not isinstance(table, LacosEmbedding8bit):
-        quantized = LacosEmbedding8bit(table.weight, dtype or table.weight.dtype, table.padding_idx)
+        quantized = LacosEmbedding8bit(table.weight, dtype or table.weight.dtype, table.padding_idx, _scale_of(table))
         if table is looked_up:
             model.set_input_embeddings(quantized)  # type: ignore[operator]
         else:
             looked_up.base_layer = quantized
     return model
+
+
+def _scale_of(table: nn.Embedding) -> float:
+    """What a table multiplies its rows by, read off the lookup of a row in fp32."""
+    if type(table) is nn.Embedding or table.weight.is_meta:
+        return 1.0
+    row = table.weight[int(table.weight.detach().abs().amax(1).argmax())].detach().float()
+    probe = copy.copy(table)
+    probe._parameters, probe.padding_idx, probe.num_embeddings = {"weight": nn.Parameter(row[None])}, None, 1
+    with torch.no_grad():
+        found = probe(torch.tensor([0], device=row.device))[0]
+    place = int(row.abs().argmax())
+    scale = float(found[place] / row[place])
+    if not torch.allclose(found, row * scale, rtol=1e-4, atol=1e-6):
+        raise LacosError(
+            f"The embedding table is a {type(table).__name__}, which does more than look rows up and scale them: load "
+            "the base with transformer_options={'quantization': 'none'}."
+        )
+    return scale
 
 
 @contextmanager
@@ -175,3 +196,4 @@ def floating_table(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         quantize_embedding_(model, table.dtype)
+        model.get_input_embeddings().scale = table.scale  # type: ignore[operator]

@@ -26,8 +26,8 @@ from sentence_transformers.util.decorators import transformer_kwargs_decorator
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.decoder.allocator import settle_heap
-from lacos_st.decoder.attention import Mode
-from lacos_st.decoder.bloom import accelerate_, attention_mode, form_for, set_attention_mode_
+from lacos_st.decoder.attention import Mode, attention_mode, set_attention_mode_
+from lacos_st.decoder.fast_path import accelerate_, form_for
 from lacos_st.decoder.quantization import as_dtype, default_compute_dtype, is_quantized
 from lacos_st.errors import LacosError
 from lacos_st.model.adapters import WithAdapters, changes_base, check_plain_lora

@@ -8,7 +8,8 @@ from peft import LoraConfig
 from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 
 from lacos_st.decoder import bloom, kernels
-from lacos_st.decoder.bloom import LacosBloomModel, accelerate_
+from lacos_st.decoder.bloom import LacosBloomModel
+from lacos_st.decoder.fast_path import accelerate_
 from lacos_st.errors import LacosError
 
 VOCAB, HIDDEN, LAYERS, HEADS = 97, 48, 3, 6  # 6 heads: ALiBi's slopes for a number that is no power of 2

