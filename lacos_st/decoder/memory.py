@@ -42,7 +42,7 @@ _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 _KEPT_HEAP_FACTORS: dict[float, float] = {1: 2.0, 3: 2.0, 4: 1.1}
 
 # (columns in, columns out) in units of the hidden size
-_SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
+SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,15 @@ def predict(
     for name, value in {"batch_size": batch_size, "length": length, "texts": texts, "rank": rank}.items():
         if value < 1:
             raise LacosError(f"{name}={value} is no size: give a whole number of at least 1.")
-    if unknown := sorted(set(targets) - set(_SHAPES)):
-        raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(_SHAPES)}.")
+    if unknown := sorted(set(targets) - set(SHAPES)):
+        raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(SHAPES)}.")
     device = torch.device(device)
     form = resolve_compute_form(compute_form, device, training)
     dtype = dtype or default_compute_dtype(device, form if quantization == "int8" else "w8a16")
     size = dtype.itemsize
     hidden, layers, vocab = config.hidden_size, config.n_layer, config.vocab_size
-    linear = sum(a * b for a, b in _SHAPES.values()) * hidden * hidden
-    rows = sum(b for _, b in _SHAPES.values()) * hidden
+    linear = sum(a * b for a, b in SHAPES.values()) * hidden * hidden
+    rows = sum(b for _, b in SHAPES.values()) * hidden
     rest = layers * (rows + 4 * hidden) + 4 * hidden  # biases and layer norms
     if quantization == "int8":
         weights = layers * (linear + 4.0 * rows) + vocab * (hidden + 2.0) + rest * size
@@ -142,7 +142,7 @@ def predict(
     adapter = 0.0
     if training:
         for target in targets:
-            for columns in _SHAPES[target]:
+            for columns in SHAPES[target]:
                 entries = rank * columns * hidden
                 moment = 1 if "8bit" in optimizer and entries >= 4096 else 4
                 adapter += layers * entries * (4 + 4 + 2 * moment)
@@ -170,7 +170,7 @@ def predict(
 
 def _kept(targets: tuple[str, ...], dropout: float, size: int, head_dim: int, device: torch.device) -> list[float]:
     """What a layer keeps per token for its backward pass, block by block, in multiples of the hidden size."""
-    inputs = [_SHAPES[target][0] for target in targets]
+    inputs = [SHAPES[target][0] for target in targets]
     if device.type == "cpu":
         # both norms' inputs, attention's output; the adapters' inputs, their dropout masks; q, k, v; GELU's input
         return [1, 1, 1, *inputs, *(inputs if dropout > 0 else []), 3, 4]

@@ -13,10 +13,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lacos_st.decoder.memory import SHAPES
 from lacos_st.decoder.quantization import fold_lora_
 from lacos_st.errors import LacosError
 
-LORA_TARGETS = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+LORA_TARGETS = tuple(SHAPES)
 
 # Settings of `LoraConfig` that decide where the matrices are, how large they are and how they begin; all others must
 # have their default.

@@ -1,8 +1,7 @@
 """`LacosDense` and `LacosLayerNorm`: ST's modules, over a transformer that computes in another dtype.
 
 A base may have such modules of its own around its pooling, as the embedded one has: what is not linear before the mean
-lets an embedding tell more apart than a token state has dimensions (`recipes/bloom-mini/student.py`). They belong to
-the base and are frozen with it.
+lets an embedding tell more apart than a token state has dimensions. They belong to the base and are frozen with it.
 
 ST casts every module to the dtype of the first, which for an 8-bit base is whatever its device computes best in. These
 stay as they were made, take input in any dtype, compute in fp32 at least, and follow the model to its device. A frozen
