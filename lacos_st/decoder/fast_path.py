@@ -51,8 +51,10 @@ def accelerate_(model: PreTrainedModel, compute_form: str = "auto", training_for
         ``model``. Calling it again changes the forms only.
 
     Raises:
-        LacosError: A form does not exist, or the model cannot see what its configuration asks for.
+        LacosError: No model of transformers, a form that does not exist, or symmetric attention without ALiBi.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise LacosError(f"{type(model).__name__} is no decoder: only transformers' models have a fast path.")
     survive_forks()
     if isinstance(model, BloomModel):
         use_packed_blocks_(model)

@@ -10,6 +10,7 @@ from transformers import AutoModel, BitsAndBytesConfig, BloomConfig, BloomModel
 from lacos_st.decoder import bloom, kernels
 from lacos_st.decoder.bloom import LacosBloomModel
 from lacos_st.decoder.fast_path import accelerate_
+from lacos_st.decoder.quantization import resolve_compute_form
 from lacos_st.errors import LacosError
 
 VOCAB, HIDDEN, LAYERS, HEADS = 97, 48, 3, 6  # 6 heads: ALiBi's slopes for a number that is no power of 2
@@ -282,7 +283,7 @@ def test_fused_encoding_equals_layer_by_layer(int8_model, targets, monkeypatch):
 
 
 def test_auto_avoids_w8a8_where_channels_stick_out(int8_model):
-    forms = {"compute_form": "w8a8", "training_form": bloom.resolve_compute_form("auto", "cpu", training=True)}
+    forms = {"compute_form": "w8a8", "training_form": resolve_compute_form("auto", "cpu", training=True)}
     model = accelerate_(int8_model())
     for block in model.h:  # the random gains of this model are near 0 at times: their median is not
         block.input_layernorm.weight.data.fill_(1.0)
