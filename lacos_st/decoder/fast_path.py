@@ -19,8 +19,8 @@ from lacos_st.errors import LacosError
 def form_for(model: PreTrainedModel, form: str, device: torch.device | str, training: bool) -> ComputeForm:
     """`resolve_compute_form` for a model's weights.
 
-    ``auto`` is ``w8a16`` where a BLOOM has outlier channels, and in every other decoder: those that were measured
-    (SmolLM2-135M, Gemma 3 270M) all have some, at which ``w8a8`` has a cosine to fp32 of 0.99 and ``w8a16`` 0.9994.
+    ``auto`` is ``w8a16`` where a BLOOM has outlier channels, and in every other decoder: both that were
+    measured have some (docs/performance.md, "Other decoders").
 
     Args:
         model: The model.
