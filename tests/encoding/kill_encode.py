@@ -1,6 +1,6 @@
 """Kill `encode_file` at random moments and compare with an undisturbed run, byte for byte.
 
-    python tests/kill_encode.py KILLS SEED DIRECTORY [MODEL]
+    python tests/encoding/kill_encode.py KILLS SEED DIRECTORY [MODEL]
 
 One process imports everything once, and forks a child for each run; torch computes in one thread, because a forked
 child has no others. Without MODEL a tiny `StaticEmbedding` model is used. Prints one JSON line: the kills that met a
@@ -19,22 +19,10 @@ from pathlib import Path
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-from tokenizers import Tokenizer, models, pre_tokenizers
+from static import WORDS, static_model
 from tqdm import tqdm
 
 from lacos_st.encoding.encode import encode_file
-
-WORDS = ["alpha", "beta", "gamma", "delta", "епсилон", "ζήτα", "吉他", "theta"]
-
-
-def static_model(dimension: int = 32) -> SentenceTransformer:
-    """A real but nearly free model: the mean of random word vectors."""
-    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, **{word: i for i, word in enumerate(WORDS, 1)}}, "<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=dimension)], device="cpu")
 
 
 def in_child(work) -> int:

@@ -11,28 +11,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from kill_encode import WORDS, digest, static_model
+from kill_encode import digest
 from sentence_transformers import SentenceTransformer, quantize_embeddings
+from static import QUIET, TEXTS, WORDS, static_model
 
 from lacos_st.data.readers import DataError
 from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
-
-TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
-QUIET = {"show_progress": False, "chunk_size": 3, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def model() -> SentenceTransformer:
-    return static_model()
-
-
-@pytest.fixture
-def lines(tmp_path) -> Path:
-    path = tmp_path / "texts.txt"
-    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
-    return path
 
 
 def expected(model, texts=TEXTS, **options) -> np.ndarray:
@@ -262,7 +248,7 @@ def test_killed_at_thirty_random_moments(tmp_path, tiny_bloom, bloom):
 MEASURE = """
 import resource, sys
 sys.path.insert(0, sys.argv[1])
-from kill_encode import static_model
+from kill_encode import QUIET, TEXTS, static_model
 from lacos_st.encoding.encode import encode_file
 model = static_model(64)
 encode_file(model, sys.argv[2], sys.argv[3] + '.warm.npy', show_progress=False)

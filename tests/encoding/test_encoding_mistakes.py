@@ -8,29 +8,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from kill_encode import WORDS, digest, static_model
+from kill_encode import digest
 from sentence_transformers import SentenceTransformer
+from static import QUIET, WORDS, static_model
 
 import lacos_st.encoding.store
 from lacos_st.data.readers import DataError
 from lacos_st.encoding.encode import encode_file
 from lacos_st.errors import LacosError
 from lacos_st.files import atomic, locked
-
-TEXTS = ["alpha", "", "beta gamma", "  ", "吉他 theta alpha", "delta", "ζήτα beta beta", "gamma", "theta", "beta"]
-QUIET = {"show_progress": False, "chunk_size": 3, "batch_size": 2}
-
-
-@pytest.fixture(scope="module")
-def model() -> SentenceTransformer:
-    return static_model()
-
-
-@pytest.fixture
-def lines(tmp_path) -> Path:
-    path = tmp_path / "texts.txt"
-    path.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
-    return path
 
 
 def leftovers(output: Path) -> list[str]:
