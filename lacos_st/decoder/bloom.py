@@ -29,6 +29,9 @@ from lacos_st.decoder.packing import Layout, plan
 from lacos_st.decoder.quantization import Lora, plain_layer
 from lacos_st.errors import LacosError
 
+LAYERS = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
+"""A block's linear layers: columns in and out, in units of the hidden size."""
+
 
 class LacosBloomBlock(BloomBlock):
     """A BLOOM layer over packed rows; without a layout it is transformers' own (caches, generation)."""

@@ -167,7 +167,7 @@ def _scale_of(table: nn.Embedding) -> float:
     if not torch.allclose(found, row * scale, rtol=1e-4, atol=1e-6):
         raise LacosError(
             f"The embedding table is a {type(table).__name__}, which does more than look rows up and scale them: load "
-            "the base with transformer_options={'quantization': 'none'}."
+            "the model in full precision."
         )
     return scale
 

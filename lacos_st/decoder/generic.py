@@ -2,7 +2,7 @@
 
 Shapes: B sequences, padded length T, N real tokens, H hidden.
 
-BLOOM has a forward pass of its own (`bloom.py`). Any other decoder keeps transformers', between two steps:
+BLOOM has a forward pass of its own (`bloom.py`). Any other decoder keeps transformers':
 
 1. before it the N real tokens are gathered into one row, (1, N), with positions that restart in each sequence;
 2. its attention layers call `packed_attention.attend`, which attends sequence by sequence;

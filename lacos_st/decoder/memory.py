@@ -28,6 +28,7 @@ import torch
 
 from lacos_st.decoder.allocator import MAPPED_FROM
 from lacos_st.decoder.attention import ALIBI_COLUMNS
+from lacos_st.decoder.bloom import LAYERS
 from lacos_st.decoder.quantization import default_compute_dtype, resolve_compute_form
 from lacos_st.errors import LacosError
 
@@ -40,9 +41,6 @@ _HEAP_FACTOR = 2.1  # encoding: measured 1.9 to 2.4 times the bytes asked for
 # Of what training keeps, by width in units of the hidden size: the widest blocks fill holes that others have left.
 # From five runs at bloom-560m's size (`benchmarks/memory.py`), which they predict within 6 %.
 _KEPT_HEAP_FACTORS: dict[float, float] = {1: 2.0, 3: 2.0, 4: 1.1}
-
-# (columns in, columns out) in units of the hidden size
-SHAPES = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
 
 
 @dataclass(frozen=True)
@@ -123,15 +121,15 @@ def predict(
     for name, value in {"batch_size": batch_size, "length": length, "texts": texts, "rank": rank}.items():
         if value < 1:
             raise LacosError(f"{name}={value} is no size: give a whole number of at least 1.")
-    if unknown := sorted(set(targets) - set(SHAPES)):
-        raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(SHAPES)}.")
+    if unknown := sorted(set(targets) - set(LAYERS)):
+        raise LacosError(f"LoRA targets {unknown} are not in BLOOM: choose from {list(LAYERS)}.")
     device = torch.device(device)
     form = resolve_compute_form(compute_form, device, training)
     dtype = dtype or default_compute_dtype(device, form if quantization == "int8" else "w8a16")
     size = dtype.itemsize
     hidden, layers, vocab = config.hidden_size, config.n_layer, config.vocab_size
-    linear = sum(a * b for a, b in SHAPES.values()) * hidden * hidden
-    rows = sum(b for _, b in SHAPES.values()) * hidden
+    linear = sum(a * b for a, b in LAYERS.values()) * hidden * hidden
+    rows = sum(b for _, b in LAYERS.values()) * hidden
     rest = layers * (rows + 4 * hidden) + 4 * hidden  # biases and layer norms
     if quantization == "int8":
         weights = layers * (linear + 4.0 * rows) + vocab * (hidden + 2.0) + rest * size
@@ -142,7 +140,7 @@ def predict(
     adapter = 0.0
     if training:
         for target in targets:
-            for columns in SHAPES[target]:
+            for columns in LAYERS[target]:
                 entries = rank * columns * hidden
                 moment = 1 if "8bit" in optimizer and entries >= 4096 else 4
                 adapter += layers * entries * (4 + 4 + 2 * moment)
@@ -170,7 +168,7 @@ def predict(
 
 def _kept(targets: tuple[str, ...], dropout: float, size: int, head_dim: int, device: torch.device) -> list[float]:
     """What a layer keeps per token for its backward pass, block by block, in multiples of the hidden size."""
-    inputs = [SHAPES[target][0] for target in targets]
+    inputs = [LAYERS[target][0] for target in targets]
     if device.type == "cpu":
         # both norms' inputs, attention's output; the adapters' inputs, their dropout masks; q, k, v; GELU's input
         return [1, 1, 1, *inputs, *(inputs if dropout > 0 else []), 3, 4]

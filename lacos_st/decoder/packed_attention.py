@@ -78,10 +78,10 @@ def attend(
     if packed is None:
         if softcap is not None:
             return _padded_with_softcap(module, query, key, value, attention_mask, dropout, scaling, softcap), None
+        causal = sees_one_side(module) if is_causal is None else is_causal
         return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal, sliding_window=sliding_window,
-            **kwargs,
-        )  # fmt: skip
+            module, query, key, value, attention_mask, dropout, scaling, causal, sliding_window=sliding_window, **kwargs
+        )
     unknown = [name for name, given in kwargs.items() if name not in _NEUTRAL and given is not None]
     if unknown:
         raise UnknownAttentionError(f"{type(module).__name__} passes {', '.join(unknown)} to its attention")

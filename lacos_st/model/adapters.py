@@ -13,11 +13,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from lacos_st.decoder.memory import SHAPES
+from lacos_st.decoder.bloom import LAYERS
 from lacos_st.decoder.quantization import fold_lora_
 from lacos_st.errors import LacosError
 
-LORA_TARGETS = tuple(SHAPES)
+LORA_TARGETS = tuple(LAYERS)
 
 # Settings of `LoraConfig` that decide where the matrices are, how large they are and how they begin; all others must
 # have their default.

@@ -297,24 +297,15 @@ class LacosSentenceTransformer(SentenceTransformer):
         try:
             fill_in(self.model_card_data, self.transformer.base, self.training_record)
             super()._create_model_card(path, model_name, *args, **kwargs)
-            text = (
-                complete(
-                    card.read_text(encoding="utf-8"),
-                    list(self),
-                    self.get_embedding_dimension(),
-                    self.training_record,
-                    self._saving_to,
-                )
-                if card.is_file()
-                else None
-            )
+            if card.is_file():  # ST logs what it cannot make
+                told = card.read_text(encoding="utf-8")
+                size = self.get_embedding_dimension()
+                text = complete(told, list(self), size, self.training_record, self._saving_to)
+                card.write_text(text, encoding="utf-8")
         except OSError:
             raise
         except Exception:
             logger.exception("The model card could not be made, and the model is saved without it.")
-            return
-        if text is not None:
-            card.write_text(text, encoding="utf-8")
 
     def describe(self) -> dict[str, Any]:
         """What the model is made of; see `card.describe`."""

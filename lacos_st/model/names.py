@@ -14,6 +14,7 @@ from lacos_st.embedded.names import EMBEDDED
 from lacos_st.embedded.unpack import embedded_directory
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
+from lacos_st.model.decoders import check_base
 from lacos_st.model.placing import finish_move
 
 _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
@@ -142,6 +143,5 @@ def base_config(name: str, revision: str | None = None) -> Any:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
-    if config.model_type != "bloom":
-        raise LacosError(f"{name!r} is a {config.model_type!r} model, and LACoS needs BLOOM.")
+    check_base(config.to_dict(), name)
     return config

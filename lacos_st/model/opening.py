@@ -32,6 +32,7 @@ from transformers.utils import find_adapter_config_file
 
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD, UNNAMED
+from lacos_st.model.decoders import check_base
 from lacos_st.model.schemas import (
     Entry,
     Model,
@@ -144,6 +145,11 @@ def _class_of(
     if kind is None and name.startswith("sentence_transformers."):
         with checking(listing):
             kind = import_from_string(name)
+    elif kind is None and name.startswith("lacos_st."):
+        raise LacosError(
+            f"{str(listing)!r} names {name!r}, which this version of lacos-st has not: load the model with the version "
+            "that saved it."
+        )
     elif kind is None and trusted:
         return None
     elif kind is None:
@@ -253,13 +259,7 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
         config = _read_config(base, hub)
     except LacosError as error:
         raise (error if found is None else LacosError(f"{error} (the base that {found!r} names)")) from error.__cause__
-    if config["model_type"] != "bloom":
-        raise LacosError(
-            f"{base!r} is a {config['model_type']!r} model, and LACoS needs BLOOM. Supported are "
-            "bigscience/bloom-560m, -1b1, -1b7, -3b and -7b1, bloomz-*, any other checkpoint whose config.json "
-            'says "model_type": "bloom", and the embedded "bloom-mini". '
-            "For other models use sentence_transformers.SentenceTransformer."
-        )
+    check_base(config, base)
     file = Path(base, "config.json")
     model = _build(config, file)
     if Path(base).is_dir() and (tensors := _base_tensors(Path(base), whole=(root / RECORD).is_file())):

@@ -33,7 +33,7 @@ class _Record(TypedDict, total=False):
     template: str
     adapters: list[str]
     frozen_modules: list[str]
-    lexical: bool  # of versions before 2
+    lexical: bool  # of directories that were saved with a sketch of words
     base: dict[str, str | None]
 
 

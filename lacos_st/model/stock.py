@@ -16,7 +16,7 @@ from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.transformer import LacosTransformer
 
 STOCK = {LacosTransformer: Transformer, LacosDense: Dense, LacosPooling: Pooling, LacosLayerNorm: LayerNorm}
-OURS: dict[type, type[nn.Module]] = {Dense: LacosDense, LayerNorm: LacosLayerNorm, Pooling: LacosPooling}
+OURS: dict[type, type[nn.Module]] = {stock: ours for ours, stock in STOCK.items() if stock is not Transformer}
 
 
 def fullname(cls: type) -> str:

@@ -152,7 +152,7 @@ def _check_processes() -> None:
     if processes > 1:
         raise LacosError(
             f"{processes} processes were started, and lacos-st train works in one process so far: run it without "
-            "torchrun. sentence-transformers' SentenceTransformerTrainer trains a LacosSentenceTransformer in several."
+            "torchrun."
         )
 
 

@@ -297,3 +297,14 @@ def test_a_further_adapter_that_lacks_tensors_is_an_error(saved, tmp_path):
     save_file({key: value for key, value in tensors.items() if "h.0" not in key}, third / "adapter_model.safetensors")
     with pytest.raises(LacosError, match=r"'third' .* lacks 'h\.0"):
         load_adapter(model[0].model, str(third), "third", "")
+
+
+def test_a_class_of_a_newer_version_is_no_matter_of_trust(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "model"))
+    listing = tmp_path / "model" / "modules.json"
+    entries = json.loads(listing.read_text())
+    entries[1]["type"] = "lacos_st.LacosSomethingNew"
+    listing.write_text(json.dumps(entries))
+    for trusted in (False, True):
+        with pytest.raises(LacosError, match=r"names 'lacos_st\.LacosSomethingNew', which this version"):
+            LacosSentenceTransformer(tmp_path / "model", trust_remote_code=trusted)
