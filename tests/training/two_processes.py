@@ -1,6 +1,6 @@
 """Two processes over gloo, each with its half of a batch: values and gradients of the masked losses.
 
-    python tests/two_processes.py FILE
+    python tests/training/two_processes.py FILE
 
 One process imports everything once, and forks. Each writes its results to FILE.<rank>. See `test_gather.py`.
 """
