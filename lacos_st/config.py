@@ -69,7 +69,7 @@ class LacosConfig:
     lora_alpha: int | None = _option(None, "the update is scaled by alpha / rank; none: twice the rank")
     lora_dropout: float = _option(0.05, "dropout on the adapter's input; above 0 for unlabelled sentences")
     lora_targets: list[str] = _option(
-        ["query_key_value"], "linear layers to adapt: query_key_value, dense, dense_h_to_4h, dense_4h_to_h"
+        [], "linear layers to adapt, by the ends of their names; none: all-linear, or what suits the embedded base"
     )
     # -- data
     train_data: list[str] = _option(
@@ -134,8 +134,6 @@ class LacosConfig:
                 raise LacosError(f"{name}={getattr(self, name)} must be at least 0 and below 1.")
         if self.template is not None and self.template.count("{text}") != 1:
             raise LacosError(f"template={shown(self.template)} must contain {{text}} exactly once.")
-        if not self.lora_targets:
-            raise LacosError("lora_targets is empty: name at least one layer, for example query_key_value.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str = "the recipe") -> Self:

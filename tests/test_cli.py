@@ -76,7 +76,7 @@ def test_memory_needs_no_download(capsys):
 def test_merge_and_info(capsys, saved, tmp_path):
     code, out, _ = run(capsys, "info", saved)
     assert code == 0
-    assert "default (rank 2, query_key_value)" in out
+    assert "default (rank 2, dense+dense_4h_to_h+dense_h_to_4h+query_key_value)" in out
     assert run(capsys, "merge", saved, tmp_path / "merged")[0] == 0
     assert re.search(r"adapters +none", run(capsys, "info", tmp_path / "merged")[1])
     code, _, err = run(capsys, "merge", saved, tmp_path / "merged")

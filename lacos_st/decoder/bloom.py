@@ -25,8 +25,8 @@ from transformers.models.bloom.modeling_bloom import BloomBlock
 from lacos_st.decoder import kernels
 from lacos_st.decoder.attention import attend, attend_by_kernel, attention_mode
 from lacos_st.decoder.embedding_table import floating_table
+from lacos_st.decoder.lora import FusesLora, Lora, plain_layer
 from lacos_st.decoder.packing import Layout, plan
-from lacos_st.decoder.quantization import Lora, plain_layer
 from lacos_st.errors import LacosError
 
 LAYERS = {"query_key_value": (1, 3), "dense": (1, 1), "dense_h_to_4h": (1, 4), "dense_4h_to_h": (4, 1)}
@@ -117,7 +117,7 @@ def _dropout(x: Tensor, p: float) -> Tensor:
     return functional.dropout(x, p) if p else x
 
 
-class LacosBloomModel(BloomModel):
+class LacosBloomModel(FusesLora, BloomModel):
     """Drop-in for `transformers.BloomModel`: same parameters, packed forward pass. See the head of this file.
 
     What a token sees follows from the configuration: `attention_mode`.

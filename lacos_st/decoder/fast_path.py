@@ -1,6 +1,6 @@
 """The fast path of a loaded decoder: packed tokens, and the form in which its 8-bit layers compute.
 
-BLOOM has a forward pass of its own (`bloom.py`), any other decoder transformers' between two hooks (`generic.py`).
+BLOOM has a forward pass of its own (`bloom.py`), any other decoder transformers' over packed tokens (`generic.py`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from transformers import BloomModel, PreTrainedModel
 from lacos_st.decoder.attention import attention_mode
 from lacos_st.decoder.bloom import OUTLIER_RATIO, outlier_ratio, use_packed_blocks_
 from lacos_st.decoder.generic import pack_
+from lacos_st.decoder.lora import fuse_lora_
+from lacos_st.decoder.outliers import keep_outliers_
 from lacos_st.decoder.quantization import ComputeForm, convert_linear_, resolve_compute_form
 from lacos_st.decoder.threads import survive_forks
 from lacos_st.errors import LacosError
@@ -19,8 +21,7 @@ from lacos_st.errors import LacosError
 def form_for(model: PreTrainedModel, form: str, device: torch.device | str, training: bool) -> ComputeForm:
     """`resolve_compute_form` for a model's weights.
 
-    ``auto`` is ``w8a16`` where a BLOOM has outlier channels, and in every other decoder: both that were
-    measured have some (docs/performance.md, "Other decoders").
+    ``auto`` is ``w8a16`` where a BLOOM has outlier channels; other decoders keep theirs out of the rounding.
 
     Args:
         model: The model.
@@ -34,7 +35,7 @@ def form_for(model: PreTrainedModel, form: str, device: torch.device | str, trai
     Raises:
         LacosError: If ``form`` is none of them.
     """
-    outliers = form == "auto" and (not isinstance(model, BloomModel) or outlier_ratio(model) > OUTLIER_RATIO)
+    outliers = form == "auto" and isinstance(model, BloomModel) and outlier_ratio(model) > OUTLIER_RATIO
     return resolve_compute_form("w8a16" if outliers else form, device, training)
 
 
@@ -69,9 +70,12 @@ def accelerate_(model: PreTrainedModel, compute_form: str = "auto", training_for
         form_for(model, compute_form, model.device, training=False),
         form_for(model, training_form, model.device, training=True),
     )
+    fuse_lora_(model)
     if converted and model.device.type == "cpu":
         # What stays in float still lies in the mapped checkpoint file, and one such tensor keeps all of it resident.
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
+    if converted and not isinstance(model, BloomModel):
+        keep_outliers_(model, model.config.get_text_config().vocab_size, lambda ids: model(ids.to(model.device)))
     return model

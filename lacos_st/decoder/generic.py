@@ -32,6 +32,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from lacos_st.decoder.lora import FusesLora
 from lacos_st.decoder.packed_attention import NAME, UnknownAttentionError
 from lacos_st.decoder.packing import Layout, plan
 
@@ -94,7 +95,7 @@ def _packed_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
             kwargs = _before(self, args, kwargs)
             return _after(kwargs.get("packed"), stock.forward(self, **kwargs))
 
-        made = type(f"Lacos{stock.__name__}", (stock,), {"forward": forward, "__module__": __name__})
+        made = type(f"Lacos{stock.__name__}", (FusesLora, stock), {"forward": forward, "__module__": __name__})
         _CLASSES[stock] = made
     return _CLASSES[stock]
 

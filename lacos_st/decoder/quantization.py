@@ -5,7 +5,7 @@ per row, ``W[o, i] = q[o, i] * SCB[o] / 127``. The stored bytes never change; wh
 = x W^T + b``:
 
 - ``w8a8``: each token of ``x`` is rounded to int8 with its own scale; int8 x int8 -> int32. Error of the
-  activations: about 0.7 %.
+  activations: about 0.7 %. A layer's outlier columns, where they are known (`outliers.py`), are multiplied unrounded.
 - ``w8a16``: ``q`` is cast to x's dtype (exact: integers up to 127), multiplied, row scales applied. No such
   error.
 - ``bnb``: bitsandbytes' LLM.int8 with its threshold for outlier columns, which depend on the batch.
@@ -23,16 +23,14 @@ This is the one file that touches bitsandbytes' internals (``state.SCB``, ``weig
 import copy
 import os
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import bitsandbytes as bnb
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lacos_st.decoder import kernels
-from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.errors import LacosError
 from lacos_st.quiet import without
 
@@ -148,13 +146,29 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().to(torch.int8), scale
 
 
-def _product_w8a8(x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | None) -> Tensor:
+def product_w8a8(
+    x: Tensor,
+    weight: Tensor,
+    absmax: Tensor,
+    bias: Tensor | None,
+    outliers: Tensor | None = None,
+    more: Tensor | None = None,
+) -> Tensor:
+    """``x W^T + b + more`` with the rows of ``x`` (N, in) rounded to int8, but for its ``outliers`` (c,)."""
+    inliers = None
+    if outliers is not None:
+        columns = weight.index_select(1, outliers).float() * (absmax * (1 / 127))[:, None]
+        unrounded = x.index_select(1, outliers).float()
+        more = unrounded @ columns.t() if more is None else torch.addmm(more, unrounded, columns.t())
+        inliers = x.new_ones(x.shape[1]).index_fill_(0, outliers, 0)
     if kernels.usable(x):
-        q, s = kernels.quantize(x.contiguous())
-        return kernels.scale(kernels.multiply(q, weight.t()), s, absmax, None if bias is None else bias.float())
-    y = _integer_product(x, weight.t()).mul_(absmax)
-    if bias is not None:
-        y.add_(bias)
+        q, s = kernels.quantize(x.contiguous(), inliers)
+        bias = None if bias is None else bias.float()
+        return kernels.scale(kernels.multiply(q, weight.t()), s, absmax, bias, more)
+    y = _integer_product(x if inliers is None else x * inliers, weight.t()).mul_(absmax)
+    for term in (bias, more):
+        if term is not None:
+            y.add_(term)
     return y.to(x.dtype)
 
 
@@ -179,7 +193,8 @@ def _product_w8a16(x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | Non
     return (y * scale if bias is None else torch.addcmul(bias.float(), y, scale)).to(x.dtype)
 
 
-def _input_gradient(dy: Tensor, weight: Tensor, absmax: Tensor, form: str) -> Tensor:
+def input_gradient(dy: Tensor, weight: Tensor, absmax: Tensor, form: str, more: Tensor | None = None) -> Tensor:
+    """Gradient of ``x`` (N, in) in ``x W^T`` from that of the product (N, out); ``w8a8`` adds ``more`` to it."""
     if form != "w8a8":
         scale = absmax * (1 / 127)
         if dy.dtype == torch.float16:  # a small gradient over 127 leaves fp16's range: scale the weight
@@ -187,30 +202,41 @@ def _input_gradient(dy: Tensor, weight: Tensor, absmax: Tensor, form: str) -> Te
         return (dy * scale).to(dy.dtype) @ weight.to(dy.dtype)
     if kernels.usable(dy):
         q, s = kernels.quantize(dy.contiguous(), absmax)
-        return kernels.scale(kernels.multiply(q, weight), s, None)
-    return _integer_product(dy * absmax, weight).to(dy.dtype)
+        return kernels.scale(kernels.multiply(q, weight), s, None, None, more)
+    dx = _integer_product(dy * absmax, weight).to(dy.dtype)
+    return dx if more is None else dx.add_(more)
 
 
 class _FrozenLinear(torch.autograd.Function):
     """``x W^T + b`` over a frozen 8-bit ``W``: keeps no activation, its backward needs the weights only."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, absmax: Tensor, bias: Tensor | None, form: str) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        absmax: Tensor,
+        bias: Tensor | None,
+        outliers: Tensor | None,
+        form: str,
+    ) -> Tensor:
         ctx.save_for_backward(weight, absmax)
         ctx.form = form
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return (_product_w8a8 if form == "w8a8" else _product_w8a16)(x, weight, absmax, bias)
+        if form == "w8a8":
+            return product_w8a8(x, weight, absmax, bias, outliers)
+        return _product_w8a16(x, weight, absmax, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None, Tensor | None, None, None]:
         (dy,) = grads
         weight, absmax = ctx.saved_tensors
         dx = dbias = None
         if ctx.needs_input_grad[0]:
-            dx = _input_gradient(dy, weight, absmax, ctx.form)
+            dx = input_gradient(dy, weight, absmax, ctx.form)
         if ctx.needs_input_grad[3]:
             dbias = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return dx, None, None, dbias, None
+        return dx, None, None, dbias, None, None
 
 
 class LacosLinear8bit(bnb.nn.Linear8bitLt):
@@ -221,10 +247,12 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
     Attributes:
         compute_form: The product in ``eval()`` mode.
         training_form: The product in ``train()`` mode.
+        outliers: (c,) columns of the input that ``w8a8`` does not round, see `outliers.py`; None: it rounds all.
     """
 
     compute_form: ComputeForm
     training_form: ComputeForm
+    outliers: Tensor | None
 
     def int8_weight(self) -> tuple[Tensor, Tensor]:
         """Return int8 rows (out, in) and absolute maxima (out,): ``W ~ rows * absmax[:, None] / 127``."""
@@ -276,9 +304,11 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         flat = x.reshape(-1, x.shape[-1])
         bias = self.bias
         if torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad)):
-            y = _FrozenLinear.apply(flat, weight, absmax, bias, form)
+            y = _FrozenLinear.apply(flat, weight, absmax, bias, self.outliers, form)
+        elif form == "w8a8":
+            y = product_w8a8(flat, weight, absmax, bias, self.outliers)
         else:
-            y = (_product_w8a8 if form == "w8a8" else _product_w8a16)(flat, weight, absmax, bias)
+            y = _product_w8a16(flat, weight, absmax, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LacosLinear8bit":
@@ -306,7 +336,9 @@ def convert_linear_(model: nn.Module, compute_form: ComputeForm = "w8a8", traini
     for layer in model.modules():
         if not isinstance(layer, bnb.nn.Linear8bitLt) or layer.state.has_fp16_weights:
             continue
-        layer.__class__ = LacosLinear8bit
+        if not isinstance(layer, LacosLinear8bit):
+            layer.__class__ = LacosLinear8bit
+            layer.register_buffer("outliers", None, persistent=False)
         layer.compute_form, layer.training_form = compute_form, training_form
         layer._adopt()
         count += 1
@@ -316,60 +348,3 @@ def convert_linear_(model: nn.Module, compute_form: ComputeForm = "w8a8", traini
 def is_quantized(model: nn.Module) -> bool:
     """Whether a model has 8-bit weights."""
     return any(parameter.dtype == torch.int8 for parameter in model.parameters())
-
-
-class Lora(NamedTuple):
-    """One active LoRA update ``scaling * B A``: A (r, in), B (out, r)."""
-
-    a: Tensor
-    b: Tensor
-    scaling: float
-
-    def delta(self, x: Tensor) -> Tensor:
-        """Map (N, in) to (N, out)."""
-        return (x @ self.a.t()).mul_(self.scaling) @ self.b.t()
-
-
-def plain_layer(layer: nn.Module) -> tuple[LacosLinear8bit, list[Lora]] | None:
-    """Look through PEFT's wrapper: the 8-bit layer and its active LoRA updates in ``eval()`` mode.
-
-    Args:
-        layer: A `LacosLinear8bit` or PEFT's LoRA layer around one.
-
-    Returns:
-        None where the wrapper does more than add plain LoRA updates (DoRA, biases, other dtypes): then only
-        calling it computes what it means.
-    """
-    if type(layer) is LacosLinear8bit:
-        return layer, []
-    if not isinstance(layer, LoraLayer) or type(layer.base_layer) is not LacosLinear8bit:
-        return None
-    updates = []
-    if not layer.disable_adapters and not layer.merged:
-        for name in layer.active_adapters:
-            if name not in layer.lora_A:
-                continue
-            a, b = layer.lora_A[name], layer.lora_B[name]
-            if name in layer.lora_variant or b.bias is not None or a.weight.dtype != torch.float32:
-                return None
-            updates.append(Lora(a.weight, b.weight, layer.scaling[name]))
-    return layer.base_layer, updates
-
-
-def fold_lora_(model: nn.Module, name: str) -> None:
-    """Add a LoRA adapter's update to the layers under it, in float, and put them in the place of PEFT's wrappers.
-
-    Args:
-        model: Holds PEFT's LoRA layers.
-        name: The adapter.
-    """
-    for path, layer in list(model.named_modules()):
-        if not isinstance(layer, LoraLayer):
-            continue
-        base, delta = layer.get_base_layer(), layer.get_delta_weight(name)
-        if isinstance(base, LacosLinear8bit | LacosEmbedding8bit):
-            base.add_(delta)
-        else:
-            base.weight.data += delta.to(base.weight.dtype)
-        parent, _, child = path.rpartition(".")
-        setattr(model.get_submodule(parent), child, base)

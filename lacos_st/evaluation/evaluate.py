@@ -280,15 +280,15 @@ def _named(models: Model | Sequence[Model]) -> list[tuple[str, Model]]:
 
 
 def _load(source: Model) -> SentenceTransformer:
-    """Load a model, a BLOOM on this package's fast path, any other as sentence-transformers does."""
+    """Load a model, a decoder on this package's fast path, any other as sentence-transformers does."""
     if isinstance(source, SentenceTransformer):
         return source
     if not str(source):
         raise LacosError("The name of a model is empty: give a directory, a Hub model or 'lacos-bloom'.")
     from lacos_st.model.model import LacosSentenceTransformer
-    from lacos_st.model.names import is_bloom
+    from lacos_st.model.names import is_decoder
 
-    if is_bloom(str(source)):
+    if is_decoder(str(source)):
         return LacosSentenceTransformer(str(source))
     try:
         return SentenceTransformer(str(source))

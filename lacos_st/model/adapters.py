@@ -6,18 +6,17 @@ to end in those two matrices is refused, and so is what a later PEFT adds.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
-from lacos_st.decoder.bloom import LAYERS
-from lacos_st.decoder.quantization import fold_lora_
+from lacos_st.decoder.lora import fold_lora_
 from lacos_st.errors import LacosError
-
-LORA_TARGETS = tuple(LAYERS)
 
 # Settings of `LoraConfig` that decide where the matrices are, how large they are and how they begin; all others must
 # have their default.
@@ -27,6 +26,8 @@ _FREE = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "runtime_config",
 }  # fmt: skip
+ALL_LINEAR = "all-linear"  # PEFT's word for it
+_LINEAR = (nn.Linear, Conv1D, LoraLayer)
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of `init_lora_weights`: the base stays as it is
 
 
@@ -102,6 +103,12 @@ def _holders(layer: LoraLayer, name: str, kind: str) -> list[str]:
     return [part for part in (f"lora_{kind}A", f"lora_{kind}B") if name in getattr(layer, part)]
 
 
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """Ends of the names of a decoder's linear layers, each once, in the order of the model."""
+    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, _LINEAR))
+    return [name for name in dict.fromkeys(names) if name != "base_layer" and not name.isdigit() and name != "default"]
+
+
 class WithAdapters:
     """What a `LacosTransformer` does with its adapters."""
 
@@ -123,7 +130,7 @@ class WithAdapters:
         rank: int = 16,
         alpha: int = 32,
         dropout: float = 0.05,
-        targets: tuple[str, ...] = ("query_key_value",),
+        targets: Sequence[str] = ("all-linear",),
         name: str = "default",
     ) -> None:
         """Add a trainable LoRA adapter to the frozen base.
@@ -133,21 +140,25 @@ class WithAdapters:
             alpha: The update is scaled by alpha / rank.
             dropout: Dropout on the adapter's input while training; above 0 it is also what tells two copies of an
                 unlabelled sentence apart.
-            targets: Linear layers to adapt, of "query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h".
+            targets: Linear layers to adapt, by the ends of their names, for example "query_key_value" in BLOOM or
+                "q_proj" in Llama; "all-linear" alone means all of them.
             name: The adapter's name.
 
         Raises:
-            LacosError: A target that BLOOM does not have, or a name that is in use or cannot be saved.
+            LacosError: A target that the base does not have, or a name that is in use or cannot be saved.
         """
-        unknown = sorted(set(targets) - set(LORA_TARGETS))
+        layers, everywhere = linear_layers(self.model), list(targets) == [ALL_LINEAR]
+        unknown = [] if everywhere else sorted(set(targets) - set(layers))
         if unknown or not targets:
             raise LacosError(
-                f"LoRA targets {unknown or list(targets)} are not in BLOOM: choose from {list(LORA_TARGETS)}."
+                f"LoRA targets {unknown or list(targets)} are not in this {self.model.config.model_type!r} model: "
+                f"choose from {layers}, or take {ALL_LINEAR!r} alone."
             )
         check_adapter_name(name)
         if name in self.adapter_names:
             raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
-        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(targets), bias="none")
+        wanted = ALL_LINEAR if everywhere else list(targets)
+        config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, bias="none")
         self.model.add_adapter(config, name)
 
     def set_trainable(self) -> None:

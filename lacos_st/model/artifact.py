@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from lacos_st.model.adapters import is_adapter_name, matrices
-from lacos_st.model.frozen import is_trained
+from lacos_st.model.frozen import base_dtype, is_trained
 
 RECORD = "lacos.json"
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-\d+")
@@ -36,15 +36,15 @@ _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def write_base(model: PreTrainedModel, root: Path) -> None:
-    """Write the base without its adapters, under stock BLOOM's names."""
+    """Write the base without its adapters, under the names that stock transformers reads."""
     state = {}
     for key, tensor in model.state_dict().items():
         if not is_trained(key):
             state[key.replace(".base_layer.", ".").replace(".original_module.", ".")] = tensor.contiguous()
     save_torch_state_dict(state, root, max_shard_size="4GB")
     config = deepcopy(model.config)
-    config.architectures = ["BloomModel"]
-    config.dtype = model.dtype  # `.half()` does not tell it, and stock classes load what it says
+    config.architectures = [type(model).__name__.removeprefix("Lacos")]
+    config.dtype = base_dtype(model)  # `.half()` does not tell it, and stock classes load what it says
     config.save_pretrained(root)
 
 

@@ -18,10 +18,11 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from torch import nn
 
 from lacos_st.model.artifact import is_hub_name
+from lacos_st.model.frozen import base_dtype
 from lacos_st.model.stock import inexpressible
 from lacos_st.model.transformer import LacosTransformer
 
-_HEADING = "## 8-bit LoRA BLOOM"
+_HEADING = "## 8-bit LoRA"
 _SECTION = re.compile(rf"^{_HEADING}$.*?(?=\s*^## |\s*\Z)", re.DOTALL | re.MULTILINE)
 _LOADED = re.compile(r'(SentenceTransformer\(")([^"\n]*)("\))')
 _UNKNOWN_BASE = "<!-- - **Base model:** [Unknown](https://huggingface.co/unknown) -->"
@@ -39,19 +40,20 @@ def describe(modules: Sequence[nn.Module], dimension: int | None) -> dict[str, A
     """
     transformer, *above = modules
     assert isinstance(transformer, LacosTransformer)
-    config = transformer.config
+    config, dtype = transformer.config, base_dtype(transformer.model)
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     adapters = {name: transformer.model.peft_config[name] for name in transformer.adapter_names}
     adapter_size = sum(p.numel() for key, p in transformer.named_parameters() if "lora_" in key)
     return {
         "base": transformer.base["name"],
         "licence": _licence(transformer.base),
-        "blocks": f"{config.n_layer} x {config.hidden_size}, {config.n_head} heads, {config.vocab_size:,} tokens",
+        "blocks": f"{config.num_hidden_layers} x {config.hidden_size}, {config.num_attention_heads} heads, "
+        f"{config.vocab_size:,} tokens",
         "parameters": f"{sum(t.numel() for t in tensors):,}, of them {adapter_size:,} in adapters",
         "in memory": f"{sum(t.numel() * t.element_size() for t in tensors) / 2**20:,.1f} MiB",
-        "weights": "8 bits, frozen" if transformer.quantization == "int8" else str(transformer.model.dtype),
+        "weights": "8 bits, frozen" if transformer.quantization == "int8" else str(dtype),
         "compute": f"{transformer.compute_form} to encode, {transformer.training_form} to train, "
-        f"{str(transformer.model.dtype).removeprefix('torch.')} activations",
+        f"{str(dtype).removeprefix('torch.')} activations",
         "adapters": ", ".join(f"{name} (rank {c.r}, {_targets(c.target_modules)})" for name, c in adapters.items())
         or "none",
         "template": transformer.template,
@@ -63,8 +65,8 @@ def describe(modules: Sequence[nn.Module], dimension: int | None) -> dict[str, A
 
 
 def _targets(modules: str | Iterable[str]) -> str:
-    """PEFT keeps layer names as a set, or one regular expression."""
-    return modules if isinstance(modules, str) else "+".join(sorted(modules))
+    """PEFT keeps layer names as a set, whole or their ends, or one regular expression."""
+    return modules if isinstance(modules, str) else "+".join(sorted({name.rpartition(".")[2] for name in modules}))
 
 
 def _licence(base: dict[str, str | None]) -> str:
@@ -114,7 +116,7 @@ def section(modules: Sequence[nn.Module], dimension: int | None, name: str) -> s
         [
             _HEADING,
             "",
-            "Trained with LACoS (arXiv 2305.06404): frozen 8-bit BLOOM, a low-rank adapter, a contrastive objective.",
+            "Trained with LACoS (arXiv 2305.06404): a frozen 8-bit base, a low-rank adapter, a contrastive objective.",
             "",
             "| | |",
             "|---|---|",

@@ -1,4 +1,4 @@
-"""Which models can be a base, and which can be put on the fast path."""
+"""Which models can be a base and be put on the fast path: decoders of text that transformers knows."""
 
 from __future__ import annotations
 
@@ -12,27 +12,8 @@ from transformers.models.auto.modeling_auto import (
 from lacos_st.errors import LacosError
 
 
-def check_base(config: dict[str, Any], name: str) -> None:
-    """Refuse what cannot be a base.
-
-    Args:
-        config: What `config.json` says.
-        name: The model's.
-
-    Raises:
-        LacosError: It is no BLOOM.
-    """
-    if config["model_type"] != "bloom":
-        raise LacosError(
-            f"{name!r} is a {config['model_type']!r} model, and LACoS needs BLOOM. Supported are "
-            "bigscience/bloom-560m, -1b1, -1b7, -3b and -7b1, bloomz-*, any other checkpoint whose config.json "
-            'says "model_type": "bloom", and the embedded "bloom-mini". '
-            "For other models use sentence_transformers.SentenceTransformer."
-        )
-
-
 def check_decoder(config: dict[str, Any], name: str) -> None:
-    """Refuse for the fast path what is no decoder of text.
+    """Refuse what is no decoder of text.
 
     transformers can make a decoder of BERT and its like too; they were trained to see both sides, and
     sentence-transformers embeds with them as they are.
@@ -47,11 +28,11 @@ def check_decoder(config: dict[str, Any], name: str) -> None:
     kind = config["model_type"]
     if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
         raise LacosError(
-            f"{name!r} is a {kind!r} model, an encoder, and the fast path is for decoders (BLOOM, Llama, Qwen, Gemma, "
-            "Mistral, GPT-2, ...). Encode with it as it is."
+            f"{name!r} is a {kind!r} model, an encoder, and LACoS adapts decoders (BLOOM, Llama, Qwen, Gemma, Mistral, "
+            "GPT-2, ...). Use it as it is: sentence_transformers.SentenceTransformer."
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or "vision_config" in config or "audio_config" in config:
         raise LacosError(
-            f"{name!r} is a {kind!r} model, and the fast path is for decoders of text that transformers knows (BLOOM, "
-            "Llama, Qwen, Gemma, Mistral, GPT-2, ...). Encode with it as it is."
+            f"{name!r} is a {kind!r} model, and LACoS adapts decoders of text that transformers knows (BLOOM, Llama, "
+            "Qwen, Gemma, Mistral, GPT-2, ...). Use it as it is: sentence_transformers.SentenceTransformer."
         )

@@ -21,6 +21,12 @@ def is_trained(key: str) -> bool:
     return "lora_" in key or "modules_to_save" in key
 
 
+def base_dtype(model: PreTrainedModel) -> torch.dtype:
+    """Dtype of what a base computes in: of its floating parameters, not of the adapters over it."""
+    found = (p.dtype for name, p in model.named_parameters() if p.is_floating_point() and not is_trained(name))
+    return next(found, model.dtype)
+
+
 def freeze_(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Freeze a quantised base, in place: its table in 8 bits as well, what stays floating in one dtype.
 

@@ -14,7 +14,7 @@ from lacos_st.embedded.names import EMBEDDED
 from lacos_st.embedded.unpack import embedded_directory
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
-from lacos_st.model.decoders import check_base
+from lacos_st.model.decoders import check_decoder
 from lacos_st.model.placing import finish_move
 
 _MODEL_FILES = ("modules.json", "config.json", "adapter_config.json")
@@ -93,14 +93,15 @@ def find(name: str, revision: str | None = None) -> str:
     ) from reasons[0]
 
 
-def is_bloom(name: str) -> bool:
-    """Whether a directory, embedded model or Hub name (where it can be reached) is a BLOOM, or an adapter for one."""
+def is_decoder(name: str) -> bool:
+    """Whether a directory, embedded model or Hub name (where it can be reached) is a decoder, or an adapter for one."""
     if Path(name, RECORD).is_file() or (name in EMBEDDED and not Path(name).is_dir()):
         return True
     try:
-        return bool(PreTrainedConfig.get_config_dict(name)[0].get("model_type") == "bloom")
-    except (OSError, ValueError, TypeError, AttributeError):  # another library's, or none at all
+        check_decoder(PreTrainedConfig.get_config_dict(name)[0], name)
+    except (LacosError, OSError, ValueError, KeyError, TypeError, AttributeError):  # another library's, or none at all
         return False
+    return True
 
 
 # hidden size, layers, heads of the published checkpoints, so that a question needs no download
@@ -122,10 +123,10 @@ def base_config(name: str, revision: str | None = None) -> Any:
         revision: Of a name on the Hub.
 
     Returns:
-        A `transformers.BloomConfig`.
+        Its configuration, as transformers has it.
 
     Raises:
-        LacosError: There is no such model, or it is no BLOOM.
+        LacosError: There is no such model, or it is no decoder.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, BloomConfig
@@ -143,5 +144,5 @@ def base_config(name: str, revision: str | None = None) -> Any:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
         raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
-    check_base(config.to_dict(), name)
+    check_decoder(config.to_dict(), name)
     return config

@@ -27,12 +27,12 @@ from safetensors import SafetensorError, safe_open
 from sentence_transformers.base.modules import Module, Transformer
 from sentence_transformers.util import import_from_string
 from torch import nn
-from transformers import BloomConfig, BloomModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
 
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD, UNNAMED
-from lacos_st.model.decoders import check_base
+from lacos_st.model.decoders import check_decoder
 from lacos_st.model.schemas import (
     Entry,
     Model,
@@ -259,11 +259,11 @@ def check_transformer(name: str, adapters: list[str], places: dict[str, Any]) ->
         config = _read_config(base, hub)
     except LacosError as error:
         raise (error if found is None else LacosError(f"{error} (the base that {found!r} names)")) from error.__cause__
-    check_base(config, base)
+    check_decoder(config, base)
     file = Path(base, "config.json")
     model = _build(config, file)
     if Path(base).is_dir() and (tensors := _base_tensors(Path(base), whole=(root / RECORD).is_file())):
-        _compare({key: tuple(value.shape) for key, value in model.state_dict().items()}, tensors, Path(base), file)
+        _compare(model.state_dict(), tensors, Path(base), file, model.base_model_prefix)
         _check_stored(config, tensors, Path(base))
     if found is None and not root.is_dir():
         return  # on the Hub, beside its base
@@ -310,9 +310,9 @@ def _read_config(base: str, hub: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _build(config: dict[str, Any], file: Path) -> BloomModel:
+def _build(config: dict[str, Any], file: Path) -> PreTrainedModel:
     with checking(file), torch.device("meta"):
-        return BloomModel(BloomConfig.from_dict(dict(config)))
+        return AutoModel.from_config(AutoConfig.for_model(**config))  # type: ignore[no-any-return]
 
 
 def _base_tensors(directory: Path, whole: bool) -> Tensors:
@@ -344,21 +344,21 @@ def _check_adapter(root: Path, folder: str, config: dict[str, Any], whole: bool)
         state = get_peft_model_state_dict(model, adapter_name="default", save_embedding_layers=False)
     if whole:
         tensors = {key.removeprefix("base_model.model."): tensor for key, tensor in tensors.items()}
-        _compare({key: tuple(value.shape) for key, value in state.items()}, tensors, root, file)
+        _compare(state, tensors, root, file, model.base_model_prefix)
         _check_stored({}, tensors, root)
 
 
-def _compare(expected: dict[str, tuple[int, ...]], tensors: Tensors, root: Path, file: Path) -> None:
-    """Hold the shapes that a configuration makes against those that lie beside it."""
-    found = {key.removeprefix("transformer."): tensor for key, tensor in tensors.items()}
-    parts, owners = {key.split(".")[0] for key in expected}, {key.rpartition(".")[0] for key in expected}
+def _compare(state: dict[str, torch.Tensor], tensors: Tensors, root: Path, file: Path, prefix: str) -> None:
+    """Hold the shapes that a configuration makes against those that lie beside it, or there behind a `prefix`."""
+    found = {key.removeprefix(f"{prefix}."): tensor for key, tensor in tensors.items()}
+    parts, owners = {key.split(".")[0] for key in state}, {key.rpartition(".")[0] for key in state}
     where, what = ", ".join(sorted({name for _, _, name in tensors.values()})), ""
-    for key, shape in expected.items():
+    for key, shape in ((key, tuple(value.shape)) for key, value in state.items()):
         if key not in found:
             what = f"there is no {key!r}"
-        elif found[key][0] != shape:
+        elif found[key][0] not in (shape, shape[::-1] if found[key][1] == "I8" else shape):  # GPT-2's lie the other way
             where, what = found[key][2], f"{key!r} has the shape {found[key][0]} and not {shape}"
-    for key in found:
+    for key in (key for key in found if key.endswith(".weight")):  # older files have buffers too
         if key.split(".")[0] in parts and key.rpartition(".")[0] not in owners:
             where, what = found[key][2], f"{key!r} is no part of it"
     if what:

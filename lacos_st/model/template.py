@@ -11,8 +11,6 @@ from tokenizers.processors import TemplateProcessing
 
 from lacos_st.errors import LacosError
 
-END_TEMPLATE = "{text}</s>"
-
 
 def own_template(tokenizer: Any) -> str:
     """Read off a tokenizer what it puts around every text.
@@ -26,6 +24,16 @@ def own_template(tokenizer: Any) -> str:
     ids, text = tokenizer("a")["input_ids"], tokenizer("a", add_special_tokens=False)["input_ids"]
     start = next(i for i in range(len(ids)) if ids[i : i + len(text)] == text)
     return "{text}".join(tokenizer.decode(part) for part in (ids[:start], ids[start + len(text) :]))
+
+
+def default_template(tokenizer: Any) -> str:
+    """What a tokenizer puts around every text, and the end token where it puts nothing behind it.
+
+    Args:
+        tokenizer: A fast tokenizer of transformers.
+    """
+    before, _, after = own_template(tokenizer).partition("{text}")
+    return f"{before}{{text}}{after or tokenizer.eos_token or ''}"
 
 
 def apply_template(tokenizer: Any, template: str) -> None:

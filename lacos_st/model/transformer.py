@@ -16,6 +16,7 @@ What lies on disk: `save` and `artifact.py`.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -23,6 +24,7 @@ import torch
 from peft import PeftModel
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.util.decorators import transformer_kwargs_decorator
+from torch import nn
 from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel
 
 from lacos_st.decoder.allocator import settle_heap
@@ -32,7 +34,7 @@ from lacos_st.decoder.quantization import as_dtype, default_compute_dtype, is_qu
 from lacos_st.errors import LacosError
 from lacos_st.model.adapters import WithAdapters, changes_base, check_plain_lora
 from lacos_st.model.artifact import RECORD, UNNAMED, describe_base, is_hub_name, write_adapters, write_base
-from lacos_st.model.frozen import freeze_, is_trained, keep_frozen_
+from lacos_st.model.frozen import base_dtype, freeze_, is_trained, keep_frozen_
 from lacos_st.model.opening import check_transformer, load_adapter, naming_tokenizer
 from lacos_st.model.preprocessing import PreprocessingTransformer
 from lacos_st.model.schemas import (
@@ -43,7 +45,7 @@ from lacos_st.model.schemas import (
     check_settings,
     checking,
 )
-from lacos_st.model.template import END_TEMPLATE, apply_template, check_room, own_template
+from lacos_st.model.template import apply_template, check_room, default_template, own_template
 
 Quantization = Literal["int8", "none"]
 
@@ -120,16 +122,23 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         lies_somewhere = "path" in self.base or is_hub_name(self.base["name"])
         self._stored_rows: int | None = self.model.config.vocab_size if lies_somewhere else None
         stored = self.tokenizer.init_kwargs.get("lacos_template")
-        usual = END_TEMPLATE if template is None else own_template(self.tokenizer)
-        self.template: str = template or stored or usual
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        usual = default_template if template is None else own_template
+        self.template: str = template or stored or usual(self.tokenizer)
         apply_template(self.tokenizer, self.template)
         length = self.max_seq_length if max_seq_length is None else max_seq_length
         if length is None or length > 10**9:  # transformers' "unknown"
-            length = min(DEFAULT_MAX_SEQ_LENGTH, getattr(self.config, "seq_length", 2048))
+            longest = getattr(self.config, "seq_length", None) or getattr(self.config, "max_position_embeddings", None)
+            length = min(DEFAULT_MAX_SEQ_LENGTH, longest or DEFAULT_MAX_SEQ_LENGTH)
         self.max_seq_length = length
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
         keep_frozen_(self)
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """As torch's, floating ones first: ST casts the modules after this one to the dtype of the first."""
+        return iter(sorted(super().parameters(recurse), key=lambda parameter: not parameter.is_floating_point()))
 
     @property
     def is_base_frozen(self) -> bool:
@@ -228,7 +237,12 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         model = super()._load_model(
             model_name_or_path, transformer_task, config, backend, is_peft_model, **model_kwargs
         )
-        if is_quantized(model):
+        if quantized and not is_quantized(model):
+            raise LacosError(
+                f"{model_name_or_path!r} is a {config.model_type!r} model, of which transformers' bitsandbytes "
+                "quantises no layer: load it with transformer_options={'quantization': 'none'} (--quantization none)."
+            )
+        if quantized:
             settle_heap()  # the layers' 16-bit weights lie freed in the heap; the table comes next
             # What the device does well; the caller's word counts where several dtypes are fast.
             chosen = default_compute_dtype(device, form_for(model, options["compute_form"], device, training=False))
@@ -336,7 +350,7 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         if self.adapter_names and self.save_base:
             model_kwargs["adapter_kwargs"] = {"subfolder": "adapter"}
         if not self.save_base:
-            model_kwargs["dtype"] = str(self.model.dtype).removeprefix("torch.")
+            model_kwargs["dtype"] = str(base_dtype(self.model)).removeprefix("torch.")
             if self.quantization == "int8" and not self._load_options["stored_in_8_bits"]:
                 model_kwargs["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
         if model_kwargs:

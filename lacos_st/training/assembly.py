@@ -19,7 +19,8 @@ from lacos_st.data.held_out import hold_out
 from lacos_st.data.load import load_training_data, load_training_sources
 from lacos_st.decoder.quantization import default_compute_dtype
 from lacos_st.embedded.names import own_settings, samples
-from lacos_st.model.adapters import LORA_TARGETS
+from lacos_st.model.adapters import ALL_LINEAR, linear_layers
+from lacos_st.model.frozen import base_dtype
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.training.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
@@ -66,7 +67,7 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
         model[place] = LacosPooling(model.pooling.embedding_dimension, config.pooling)
     if model.transformer.adapter_names:
         model.transformer.set_trainable()
-        kept = {k: value for k, value in adapter_settings(model).items() if getattr(config, k) not in (None, value)}
+        kept = {k: value for k, value in adapter_settings(model).items() if getattr(config, k) not in (None, [], value)}
         if kept:
             warnings.warn(
                 f"The base has an adapter, and that one is trained on, with its own {kept}. To start a new one, merge "
@@ -75,13 +76,18 @@ def build_model(config: LacosConfig) -> LacosSentenceTransformer:
             )
     else:
         rank = rank_of(config)
-        model.add_lora(rank, config.lora_alpha or 2 * rank, config.lora_dropout, tuple(config.lora_targets))
+        model.add_lora(rank, config.lora_alpha or 2 * rank, config.lora_dropout, targets_of(config))
     return model
 
 
 def rank_of(config: LacosConfig) -> int:
     """Rank of a new adapter: the recipe's, else what suits the embedded base, else 16."""
     return config.lora_rank or int(own_settings(config.base).get("lora_rank", RANK))
+
+
+def targets_of(config: LacosConfig) -> list[str]:
+    """Layers of a new adapter: the recipe's, else what suits the embedded base, else all linear ones."""
+    return config.lora_targets or list(own_settings(config.base).get("lora_targets", [ALL_LINEAR]))
 
 
 def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
@@ -94,12 +100,13 @@ def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
         "lora_rank", "lora_alpha", "lora_dropout", "lora_targets" -> value.
     """
     lora = model.transformer.model.peft_config[model.transformer.adapter_names[0]]
-    targets = lora.target_modules
+    targets, order = lora.target_modules, linear_layers(model.transformer.model)
+    ends = {name.rpartition(".")[2] for name in targets}  # "all-linear" became their whole names
     return {
         "lora_rank": lora.r,
         "lora_alpha": lora.lora_alpha,
         "lora_dropout": lora.lora_dropout,
-        "lora_targets": [targets] if isinstance(targets, str) else sorted(targets, key=LORA_TARGETS.index),
+        "lora_targets": [targets] if isinstance(targets, str) else sorted(ends, key=order.index),
     }
 
 
@@ -227,7 +234,7 @@ def memory_options(config: LacosConfig, training: bool = True) -> dict[str, Any]
     return {
         "length": config.max_seq_length or TRAINING_LENGTH,
         "rank": rank_of(config),
-        "targets": tuple(config.lora_targets),
+        "targets": targets_of(config),
         "dropout": config.lora_dropout,
         "optimizer": config.optimizer,
         "gradient_checkpointing": config.gradient_checkpointing,
@@ -239,5 +246,5 @@ def memory_options(config: LacosConfig, training: bool = True) -> dict[str, Any]
 def _autocasts(config: LacosConfig, model: LacosSentenceTransformer) -> bool:
     """Whether bf16 autocast pays: an 8-bit model computes in bf16 already, or full precision is faster with it."""
     if config.quantization == "int8":
-        return model.transformer.model.dtype == torch.bfloat16
+        return base_dtype(model.transformer.model) == torch.bfloat16
     return default_compute_dtype(model.device, "w8a16") == torch.bfloat16

@@ -41,7 +41,7 @@ def test_in_8_bits_they_stay_close_to_full_precision(family, tiny_bloom, tmp_pat
     exact = stock(base).encode(TEXTS)
     eight = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
     model = accelerate(stock(base, model_kwargs=eight))
-    assert {layer.compute_form for layer in model.modules() if isinstance(layer, LacosLinear8bit)} == {"w8a16"}
+    assert {layer.outliers is None for layer in model.modules() if isinstance(layer, LacosLinear8bit)} == {False}
     found = model.encode(TEXTS)
     cosines = (found * exact).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(exact, axis=1)
-    assert cosines.min() > 0.999
+    assert cosines.min() > 0.998

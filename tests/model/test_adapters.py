@@ -80,8 +80,8 @@ def test_it_is_refused_before_the_first_step(tiny_bloom):
     "name", ["1", "0", "self_attention", "weight", "lora_A", "h", "base_layer", "a+b(c", "ein Name", "الاسم"]
 )
 def test_an_adapter_keeps_its_own_tensors_whatever_the_others_are_named(name, tiny_bloom, tmp_path):
-    model = LacosSentenceTransformer(tiny_bloom).add_lora(rank=2, name="first")
-    model.add_lora(rank=3, name=name)
+    model = LacosSentenceTransformer(tiny_bloom).add_lora(rank=2, name="first", targets=["query_key_value"])
+    model.add_lora(rank=3, name=name, targets=["query_key_value"])
     randomise(model.eval())
     expected = {}
     for each in (name, "first"):

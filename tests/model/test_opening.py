@@ -17,7 +17,7 @@ from transformers import AutoModel, BitsAndBytesConfig, GPTQConfig, PreTrainedCo
 
 from lacos_st.errors import LacosError
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.model.names import base_config, is_bloom
+from lacos_st.model.names import base_config, is_decoder
 from lacos_st.model.opening import load_adapter
 from lacos_st.model.transformer import LacosTransformer
 
@@ -211,7 +211,7 @@ def test_commands_that_only_look_at_a_directory_meet_no_traceback(copy):
             base_config(str(copy))
     (copy / "lacos.json").unlink()
     (copy / "config.json").write_text("[]")
-    assert not is_bloom(str(copy))
+    assert not is_decoder(str(copy))
 
 
 # -- what a user asks for --------------------------------------------------------------------------------------

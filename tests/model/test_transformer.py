@@ -65,9 +65,19 @@ def test_packed_batches_are_taken_as_they_come(tiny_bloom):
     assert np.abs(a @ a.T - np.eye(len(a))).max() > 0.05  # other texts are farther apart than that
 
 
-def test_another_architecture_is_refused(tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(LacosError, match=r"'gpt2' model, and LACoS needs BLOOM. Supported are bigscience/bloom-560m"):
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "bert"}, "'bert' model, an encoder, and LACoS adapts decoders"),
+        ({"model_type": "xlm-roberta"}, "'xlm-roberta' model, an encoder"),
+        ({"model_type": "t5", "is_encoder_decoder": True}, "'t5' model, an encoder"),
+        ({"model_type": "vit"}, "'vit' model, and LACoS adapts decoders of text"),
+        ({"model_type": "nobody-knows"}, "'nobody-knows' model, and LACoS adapts decoders of text"),
+    ],
+)
+def test_what_is_no_decoder_is_refused(tmp_path, config, message):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(LacosError, match=message):
         LacosTransformer(str(tmp_path))
 
 
@@ -132,7 +142,7 @@ def test_directories_laid_out_like_the_hubs_load_train_and_save(size, prefix, tm
     config.pop("dtype", None)
     (directory / "config.json").write_text(json.dumps(config))
 
-    model = LacosSentenceTransformer(directory).add_lora(rank=2)
+    model = LacosSentenceTransformer(directory).add_lora(rank=2, targets=["query_key_value"])
     weights = model[0].model.h[1].mlp.dense_h_to_4h.int8_weight()
     restored = weights[0].float() * weights[1][:, None] / 127
     original = state["h.1.mlp.dense_h_to_4h.weight"]
@@ -152,9 +162,9 @@ def test_directories_laid_out_like_the_hubs_load_train_and_save(size, prefix, tm
     assert np.isfinite(loaded.encode(CORPUS[:2])).all()
 
 
-def test_by_default_under_one_percent_trains(tiny_bloom):
-    """The share at the sizes of the Hub's checkpoints, from what `add_lora()` really adds to a small one."""
-    model = LacosSentenceTransformer(tiny_bloom).add_lora()
+def test_an_adapter_of_attention_is_under_one_percent_trains(tiny_bloom):
+    """The share at the sizes of the Hub's checkpoints, from what `add_lora` really adds to a small one."""
+    model = LacosSentenceTransformer(tiny_bloom).add_lora(targets=["query_key_value"])
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     config = model[0].config
     by_width = trained / (config.n_layer * config.hidden_size)  # parameters of a layer's adapter grow with the width
