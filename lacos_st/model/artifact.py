@@ -85,8 +85,8 @@ def describe_base(
         places: `token`, `cache_dir` and `local_files_only`: where its card is, if it is there.
 
     Returns:
-        Its "name" and "revision"; what its card says of "license", "language" and "non_commercial_sources"; and for a
-        local base its "path", which only checkpoints write down.
+        Its "name" and "revision"; what its card says of "license", "license_link", "language" and
+        "non_commercial_sources"; and for a local base its "path", which only checkpoints write down.
     """
     if not Path(source).is_dir():
         return recorded or {"name": source, "revision": commit, **_terms(source, commit, places or {})}
@@ -108,7 +108,7 @@ def _terms(source: str, commit: str | None, places: dict[str, Any]) -> dict[str,
             local_files_only=places.get("local_files_only") or False,
         )
         told = (metadata_load(card) if card else None) or {}
-    terms = {key: told.get(key) for key in ("license", "language", "non_commercial_sources")}
+    terms = {key: told.get(key) for key in ("license", "license_link", "language", "non_commercial_sources")}
     return {
         key: value if isinstance(value, str) else ", ".join(map(str, value)) for key, value in terms.items() if value
     }

@@ -72,6 +72,7 @@ def _targets(modules: str | Iterable[str]) -> str:
 def _licence(base: dict[str, str | None]) -> str:
     """Of the base, with what a company has to know of it."""
     licence = base.get("license") or "not told by the base"
+    licence += f", {base['license_link']}" if base.get("license_link") else ""
     sources = base.get("non_commercial_sources")
     return f"{licence}; learnt from non-commercial sources too: {sources}" if sources else licence
 

@@ -1,4 +1,4 @@
-"""Which model a name means: a local directory first, then an embedded model, then one on the Hub."""
+"""Which model a name means: a local directory or GGUF file first, then an embedded one, a package's, or the Hub's."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lacos_st.embedded.names import EMBEDDED
 from lacos_st.embedded.unpack import embedded_directory
 from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
+from lacos_st.model.bases import BASES, base_directory, from_gguf
 from lacos_st.model.decoders import check_decoder
 from lacos_st.model.placing import finish_move
 
@@ -24,7 +25,7 @@ def resolve(name: str) -> str:
     """Directory or Hub name of a model.
 
     Args:
-        name: As a user gives it. An embedded model is unpacked on the first call.
+        name: As a user gives it. An embedded model is unpacked on the first call, and a GGUF file converted.
 
     Returns:
         What sentence-transformers and transformers load.
@@ -43,22 +44,26 @@ def resolve(name: str) -> str:
                 "Remove it, or give another name."
             )
         return name
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return str(from_gguf(path))
     if path.is_file():
-        raise LacosError(f"{name!r} is a file, and a model is a directory.")
+        raise LacosError(f"{name!r} is a file, and a model is a directory, or a file of llama.cpp (.gguf).")
     if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
         raise LacosError(
             f"There is no directory {name!r}: give the path of a saved model, or a Hub name (owner/model)."
         )
     if name in EMBEDDED:
         return str(embedded_directory(name))
+    if name in BASES:
+        return str(base_directory(name))
     if "/" not in name:
         if Path(f"{name}.run").is_dir():
             raise LacosError(f"Training {name!r} is unfinished ({name}.run): run the same `lacos-st train` again.")
-        near = get_close_matches(name.lower().replace("_", "-"), EMBEDDED, 1)
+        near = get_close_matches(name.lower().replace("_", "-"), [*EMBEDDED, *BASES], 1)
         raise LacosError(
             f"There is no model {name!r}: no directory has that name, the embedded models are "
-            f"{' and '.join(EMBEDDED)}, and names on the Hub have an owner (bigscience/bloom-560m)."
-            + (f" Did you mean {near[0]!r}?" if near else "")
+            f"{' and '.join(EMBEDDED)}, packages carry {', '.join(BASES)}, and names on the Hub have an owner "
+            "(bigscience/bloom-560m)." + (f" Did you mean {near[0]!r}?" if near else "")
         )
     return name
 
@@ -95,7 +100,9 @@ def find(name: str, revision: str | None = None) -> str:
 
 def is_decoder(name: str) -> bool:
     """Whether a directory, embedded model or Hub name (where it can be reached) is a decoder, or an adapter for one."""
-    if Path(name, RECORD).is_file() or (name in EMBEDDED and not Path(name).is_dir()):
+    if Path(name, RECORD).is_file() or (
+        {name, Path(name).suffix} & {*EMBEDDED, *BASES, ".gguf"} and not Path(name).is_dir()
+    ):
         return True
     try:
         check_decoder(PreTrainedConfig.get_config_dict(name)[0], name)

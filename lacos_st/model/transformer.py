@@ -128,9 +128,10 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         self.template: str = template or stored or usual(self.tokenizer)
         apply_template(self.tokenizer, self.template)
         length = self.max_seq_length if max_seq_length is None else max_seq_length
-        if length is None or length > 10**9:  # transformers' "unknown"
-            longest = getattr(self.config, "seq_length", None) or getattr(self.config, "max_position_embeddings", None)
-            length = min(DEFAULT_MAX_SEQ_LENGTH, longest or DEFAULT_MAX_SEQ_LENGTH)
+        if (
+            max_seq_length is None and "model_max_length" not in kwargs["processor_kwargs"]
+        ):  # what it could read at most
+            length = min(DEFAULT_MAX_SEQ_LENGTH, length or DEFAULT_MAX_SEQ_LENGTH)
         self.max_seq_length = length
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.
         self.frozen_modules: list[str] | None = None
