@@ -143,6 +143,7 @@ def measure(name: str, base: Path, device: str, pairs: int, checkpointing: bool)
             model.config,
             batch_size=pairs,
             length=round(int(mask.sum()) / len(mask)),
+            targets=["query_key_value"],
             dropout=0.0,
             device=device,
             gradient_checkpointing=checkpointing,

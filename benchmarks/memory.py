@@ -3,6 +3,7 @@
 Each measurement runs in a process of its own, as resident memory never shrinks reliably within one.
 
 python benchmarks/memory.py --output docs/benchmarks/CPU/memory.json
+python benchmarks/memory.py --base DECODER     a directory as transformers saves one: predicted against measured alone
 """
 
 import argparse
@@ -84,6 +85,9 @@ def child(arguments: argparse.Namespace) -> None:
     if arguments.child == "loading":
         print(json.dumps(loading(arguments.path)))
         return
+    if arguments.child == "real":
+        print(json.dumps(real(arguments.path, arguments.case)))
+        return
     warm = torch.randn(64, 64) @ torch.randn(64, 64)  # thread pools start before the baseline
     baseline = resident_bytes() + 0 * int(warm.numel())
     batch, length, training, checkpointing = RUNS.get(arguments.case, (0, 0, False, False))
@@ -121,6 +125,54 @@ def child(arguments: argparse.Namespace) -> None:
     print(json.dumps(result))
 
 
+# texts, tokens a text, training
+REAL_RUNS = {
+    "encode 32 x 20": (32, 20, False),
+    "encode 64 x 100": (64, 100, False),
+    "train 64 x 20": (64, 20, True),
+    "train 48 x 48": (48, 48, True),
+}
+
+
+def real(path: str, case: str) -> dict[str, float]:
+    """Peak of a whole model, its tokenizer too, above the process before it was loaded."""
+    from lacos_st import LacosSentenceTransformer
+
+    baseline = resident_bytes()
+    texts, length, training = REAL_RUNS[case]
+    model = LacosSentenceTransformer(path)
+    inner = model.transformer.model
+    ids = torch.randint(5, 8000, (texts, length))
+    mask = torch.ones_like(ids)
+    if training:
+        model.add_lora(rank=16, dropout=0.05).train()
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    reset_peak()
+    for _ in range(2):
+        if training:
+            optimizer.zero_grad()
+            mean_pool(inner(ids, attention_mask=mask).last_hidden_state, mask).square().sum().backward()
+            optimizer.step()
+        else:
+            with torch.inference_mode():
+                inner(ids, attention_mask=mask)
+    return {"peak": resident_bytes(peak=True) - baseline}
+
+
+def compare_real(path: str) -> dict[str, dict[str, float]]:
+    """Predicted against measured peaks of a real model; a line for each as it ends."""
+    from transformers import AutoConfig
+
+    results = {}
+    for case, (texts, length, training) in REAL_RUNS.items():
+        found = measure("real", path, case)["peak"]
+        options = {"batch_size": texts, "length": length, "texts": 1, "training": training, "optimizer": "adamw_torch"}
+        expected = predict(AutoConfig.from_pretrained(path), **options).total
+        results[case] = {"measured GB": found / 1e9, "predicted GB": expected / 1e9, "ratio": expected / found}
+        print(f"{case:16} measured {found / 1e9:.2f} GB  predicted {expected / 1e9:.2f} GB", flush=True)
+    return results
+
+
 def measure(name: str, path: str, case: str = "") -> dict[str, float]:
     command = [sys.executable, str(Path(__file__)), "--child", name, "--path", path, "--case", case]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -133,13 +185,19 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=1024)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=FULL_VOCAB)
+    parser.add_argument("--base", help="a real decoder's directory")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--child", choices=[*BUILDERS, "loading"], help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=[*BUILDERS, "loading", "real"], help=argparse.SUPPRESS)
     parser.add_argument("--path", help=argparse.SUPPRESS)
     parser.add_argument("--case", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
+        return
+    if arguments.base:
+        report(
+            {"machine": machine(), "base": Path(arguments.base).name, **compare_real(arguments.base)}, arguments.output
+        )
         return
     path = checkpoint(arguments.layers, arguments.hidden, arguments.heads, vocab=arguments.vocab)
     loaded = {name: measure(name, path) for name in LOADED}
@@ -161,14 +219,16 @@ def main() -> None:
     config = AutoConfig.from_pretrained(path)
     for case, (batch, length, training, checkpointing) in RUNS.items():
         found = measure("ours auto", path, case)["peak"]
-        expected = predict(
+        estimate = predict(
             config,
             batch_size=batch,
             length=length,
             training=training,
+            targets=["query_key_value"],
             gradient_checkpointing=checkpointing,
             optimizer="adamw",
-        ).total
+        )
+        expected = estimate.total - estimate.tokenizer  # which is not loaded here
         results[case] = {"measured GB": found / 1e9, "predicted GB": expected / 1e9, "ratio": expected / found}
     report(results, arguments.output)
 

@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lacos-st",
-        description="8-bit LoRA BLOOM sentence embeddings: train, encode, evaluate.",
+        description="8-bit LoRA sentence embeddings from BLOOM and other decoders: train, encode, evaluate.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -174,7 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     memory = add("memory", _memory, "predict the peak memory of a run, before it runs")
     memory.argument_default = argparse.SUPPRESS  # what is not given is the recipe's, else `predict`'s own
     memory.add_argument(
-        "base", nargs="?", help="a BLOOM checkpoint, for example bigscience/bloom-7b1; no weights are downloaded"
+        "base",
+        nargs="?",
+        help="a decoder, for example bigscience/bloom-7b1 or a local directory; no weights are downloaded",
     )
     memory.add_argument("--config", metavar="RECIPE.yaml", help="a recipe of `train`; base and options win over it")
     memory.add_argument("--encode", dest="training", action="store_const", const=False, help="encoding, not training")
@@ -182,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--length", type=int, help="mean tokens of a text (default: 32; of a recipe: all it allows)")
     memory.add_argument("--texts", type=int, help="texts in a row: 2 for pairs, 3 for triplets (default: 2)")
     memory.add_argument("--rank", type=int, help="LoRA's rank (default: 16)")
-    memory.add_argument("--targets", nargs="+", help="layers with an adapter (default: query_key_value)")
+    memory.add_argument("--targets", nargs="+", help="layers with an adapter (default: all-linear)")
     optimizers = ["adamw_8bit", "paged_adamw_8bit", "adamw_torch"]
     memory.add_argument("--optimizer", choices=optimizers, help="default: adamw_8bit")
     memory.add_argument(

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lacos_st.decoder.lora import fold_lora_
+from lacos_st.decoder.walk import ALL_LINEAR
 from lacos_st.errors import LacosError
 
 # Settings of `LoraConfig` that decide where the matrices are, how large they are and how they begin; all others must
@@ -26,7 +27,6 @@ _FREE = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "runtime_config",
 }  # fmt: skip
-ALL_LINEAR = "all-linear"  # PEFT's word for it
 _LINEAR = (nn.Linear, Conv1D, LoraLayer)
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of `init_lora_weights`: the base stays as it is
 

@@ -18,8 +18,9 @@ from lacos_st.config import LacosConfig
 from lacos_st.data.held_out import hold_out
 from lacos_st.data.load import load_training_data, load_training_sources
 from lacos_st.decoder.quantization import default_compute_dtype
+from lacos_st.decoder.walk import ALL_LINEAR
 from lacos_st.embedded.names import own_settings, samples
-from lacos_st.model.adapters import ALL_LINEAR, linear_layers
+from lacos_st.model.adapters import linear_layers
 from lacos_st.model.frozen import base_dtype
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
