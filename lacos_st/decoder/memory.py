@@ -9,7 +9,8 @@ length), hidden size H, L layers and b bytes per activation (4 in fp32, 2 in 16 
   least 4,096 entries under 8-bit Adam, which leaves smaller ones in 32 bits);
 - *activations*: training keeps per token and layer what the backward pass reads; a walk without memory shows what that
   is (`walk.py`). In BLOOM, whose forward pass is our own, it is the inputs of both layer norms (2H), the adapter's
-  input and its dropout mask (2H; 2.5 on CUDA in 16 bits, as the adapter computes in fp32), queries, keys and values (3H), the
+  input and its dropout mask (2H; 2.5 on CUDA in 16 bits, as the adapter computes in fp32), queries, keys and values
+  (3H), the
   attention's output (H) and the GELU's input (4H): about 12H with one layer adapted. Gradient checkpointing keeps H and
   holds the rest for one layer at a time;
 - *scratch*: the widest stretch of one layer, int32 products included, and for ``w8a16`` the largest weight

@@ -52,6 +52,16 @@ def test_a_family_is_kept_in_8_bits(base, tmp_path):
     assert cosines(stock.encode(TEXTS), adapted).min() > 0.98
     assert cosines(accelerate(stock).encode(TEXTS), adapted).min() > 0.9999
 
+    again.add_lora(rank=3, name="second")
+    randomise(again, seed=1).eval().set_adapter("second")
+    other = again.encode(TEXTS)
+    again.save_pretrained(str(tmp_path / "two"))
+    two = LacosSentenceTransformer(tmp_path / "two")
+    np.testing.assert_allclose(two.encode(TEXTS), other, atol=1e-6)
+    two.set_adapter("default")
+    first = two.encode(TEXTS)
+    assert cosines(first, other).min() < 0.999
+
     merged = LacosSentenceTransformer(tmp_path / "model").merge_adapter()
     assert cosines(merged.encode(TEXTS), adapted).min() > 0.98
 
