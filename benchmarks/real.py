@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,17 @@ def texts_of(paths: list[str], each: int) -> list[str]:
         with gzip.open(path, "rt", encoding="utf-8") as lines:
             found += [json.loads(line)["sentence1"] for line, _ in zip(lines, range(each), strict=False)]
     return found
+
+
+def without_chat(directory: str) -> str:
+    """The same directory without a chat template, which sentence-transformers would put around each text."""
+    if not (Path(directory) / "chat_template.jinja").is_file():
+        return directory
+    plain = Path(tempfile.mkdtemp())
+    for file in Path(directory).resolve().iterdir():
+        if file.name != "chat_template.jinja":
+            (plain / file.name).symlink_to(file)
+    return str(plain)
 
 
 def load(case: str, arguments: argparse.Namespace) -> tuple[Any, Callable[[list[str]], np.ndarray]]:
@@ -64,7 +76,7 @@ def load(case: str, arguments: argparse.Namespace) -> tuple[Any, Callable[[list[
         if name == "openvino":
             options = {"load_in_8bit": True}
         transformer = Transformer(
-            arguments.decoder, model_kwargs=options, backend="openvino" if name == "openvino" else "torch"
+            without_chat(arguments.decoder), model_kwargs=options, backend="openvino" if name == "openvino" else "torch"
         )
         transformer.tokenizer.padding_side = "right"
         if transformer.tokenizer.pad_token is None:

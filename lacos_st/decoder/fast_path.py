@@ -10,6 +10,7 @@ from transformers import BloomModel, PreTrainedModel
 
 from lacos_st.decoder.attention import attention_mode
 from lacos_st.decoder.bloom import OUTLIER_RATIO, outlier_ratio, use_packed_blocks_
+from lacos_st.decoder.fused import fuse_
 from lacos_st.decoder.generic import pack_
 from lacos_st.decoder.lora import fuse_lora_
 from lacos_st.decoder.outliers import keep_outliers_
@@ -77,5 +78,8 @@ def accelerate_(model: PreTrainedModel, compute_form: str = "auto", training_for
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
     if converted and not isinstance(model, BloomModel):
-        keep_outliers_(model, model.config.get_text_config().vocab_size, lambda ids: model(ids.to(model.device)))
+        vocabulary = model.config.get_text_config().vocab_size
+        inputs = keep_outliers_(model, vocabulary, lambda ids: model(ids.to(model.device)))
+        if inputs is not None and model.device.type == "cpu":
+            fuse_(model, inputs)
     return model

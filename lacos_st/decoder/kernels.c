@@ -145,6 +145,47 @@ void scale_gelu_quantize(const int32_t *acc, const float *s, const float *w, con
     }
 }
 
+/* x * sigmoid(x) */
+static inline float silu(float x) { return x / (1.0f + power_of_2(-1.44269504f * x)); }
+
+/* y = rms_norm(x); q, s = quantise(y * mask): mask may be NULL */
+void rms_norm_quantize(const float *x, const float *gain, const float *mask, float eps, int64_t n, int64_t k, float *y,
+                       int8_t *q, float *s, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const float *row = x + i * k;
+        float *normed = y + i * k, squares = 0;
+        float kept[mask ? k : 1];
+#pragma omp simd reduction(+ : squares)
+        for (int64_t j = 0; j < k; j++) squares += row[j] * row[j];
+        const float r = 1.0f / sqrtf(squares / k + eps);
+#pragma omp simd
+        for (int64_t j = 0; j < k; j++) normed[j] = row[j] * r * gain[j];
+        if (mask) for (int64_t j = 0; j < k; j++) kept[j] = normed[j] * mask[j];
+        quantize_row(mask ? kept : normed, k, q + i * k, s + i);
+    }
+}
+
+/* y = act(gate) * up; q, s = quantise(y * mask): mask may be NULL; act is silu, or gelu where `gelus` is not 0 */
+void gate_quantize(const float *gate, const float *up, const float *mask, int64_t gelus, int64_t n, int64_t k, float *y,
+                   int8_t *q, float *s, int threads) {
+    PARALLEL
+    for (int64_t i = 0; i < n; i++) {
+        const float *g = gate + i * k, *u = up + i * k;
+        float *row = y + i * k;
+        float kept[mask ? k : 1];
+        if (gelus) {
+#pragma omp simd
+            for (int64_t j = 0; j < k; j++) row[j] = gelu(g[j]) * u[j];
+        } else {
+#pragma omp simd
+            for (int64_t j = 0; j < k; j++) row[j] = silu(g[j]) * u[j];
+        }
+        if (mask) for (int64_t j = 0; j < k; j++) kept[j] = row[j] * mask[j];
+        quantize_row(mask ? kept : row, k, q + i * k, s + i);
+    }
+}
+
 /* One head of one sequence. Keys are transposed first, so that the scores of one query against all keys are sums of
  * whole vectors; `width` is the length rounded up to whole vectors, d is even. Inlined once for each usual d. */
 __attribute__((always_inline)) static inline void attend_head(const float *base, int64_t stride, int64_t length,

@@ -54,6 +54,8 @@ _SIGNATURES: dict[str, list[Any]] = {
     "scale": [_POINTER] * 5 + [_INT] * 2 + [_POINTER],
     "scale_add_norm_quantize": [_POINTER] * 7 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 4,
     "scale_gelu_quantize": [_POINTER] * 5 + [_INT] * 2 + [_POINTER] * 3,
+    "rms_norm_quantize": [_POINTER] * 3 + [_FLOAT] + [_INT] * 2 + [_POINTER] * 3,
+    "gate_quantize": [_POINTER] * 3 + [_INT] * 3 + [_POINTER] * 3,
     "attend": [_POINTER] * 2 + [_INT] * 3 + [_POINTER, _INT, _INT, _POINTER],
     "multiply": [_POINTER] * 2 + [_INT] * 4 + [_POINTER] * 3,
     "limit_threads": [],
@@ -263,6 +265,22 @@ def scale_gelu_quantize(
     y = _empty(n, o) if keep else None
     _call("scale_gelu_quantize", n * o, acc, s, w, bias, more, n, o, y, q, t)
     return q, t, y
+
+
+def rms_norm_quantize(x: Tensor, gain: Tensor, mask: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm the rows of ``x`` by their root mean square, and round what ``mask`` (k,) leaves: returns y, q and s."""
+    n, k = x.shape
+    y, q, s = _empty(n, k), _empty(n, k, dtype=torch.int8), _empty(n)
+    _call("rms_norm_quantize", n * k, x, gain, mask, eps, n, k, y, q, s)
+    return y, q, s
+
+
+def gate_quantize(gate: Tensor, up: Tensor, mask: Tensor | None, gelu: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ``act(gate) * up``, act SiLU or GELU (tanh form), and what ``mask`` (k,) leaves of it as q and s."""
+    n, k = gate.shape
+    y, q, s = _empty(n, k), _empty(n, k, dtype=torch.int8), _empty(n)
+    _call("gate_quantize", n * k, gate, up, mask, int(gelu), n, k, y, q, s)
+    return y, q, s
 
 
 def attend(qkv: Tensor, starts: Tensor, slopes: Tensor, mode: str) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lacos_st.decoder import kernels
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
-from lacos_st.decoder.quantization import LacosLinear8bit, input_gradient, product_w8a8
+from lacos_st.decoder.quantization import LacosLinear8bit, Outliers, Rounded, input_gradient, product_w8a8
 
 
 class Lora(NamedTuple):
@@ -75,13 +75,14 @@ class _Adapted(torch.autograd.Function):
         weight: Tensor,
         absmax: Tensor,
         bias: Tensor | None,
-        outliers: Tensor | None,
+        outliers: Outliers | None,
+        rounded: Rounded | None,
     ) -> Tensor:
         read = x if dropped is None else dropped
         inner = (read @ a.t()).mul_(scaling)
         ctx.save_for_backward(read, inner, a, b, weight, absmax)
         ctx.scaling, ctx.apart = scaling, dropped is not None
-        return product_w8a8(x, weight, absmax, bias, outliers, inner @ b.t())
+        return product_w8a8(x, weight, absmax, bias, outliers, inner @ b.t(), rounded)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -95,7 +96,7 @@ class _Adapted(torch.autograd.Function):
             dread = dinner @ a
             dx = input_gradient(dy, weight, absmax, "w8a8", None if ctx.apart else dread)
             dropped = dread if ctx.apart else None
-        return dx, dropped, da, db, None, None, None, None, None
+        return dx, dropped, da, db, None, None, None, None, None, None
 
 
 class LacosLoraLinear(Linear8bitLt):
@@ -113,9 +114,8 @@ class LacosLoraLinear(Linear8bitLt):
         dropout = self.lora_dropout[next(name for name in self.active_adapters if name in self.lora_A)]
         drops = self.training and getattr(dropout, "p", 0) > 0
         weight, absmax = base.int8_weight()
-        y: Tensor = _Adapted.apply(
-            flat, dropout(flat) if drops else None, *update, weight, absmax, base.bias, base.outliers
-        )
+        dropped, rounded = dropout(flat) if drops else None, base.rounded(x, flat)
+        y: Tensor = _Adapted.apply(flat, dropped, *update, weight, absmax, base.bias, base.outliers, rounded)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 

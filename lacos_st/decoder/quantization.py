@@ -23,7 +23,7 @@ This is the one file that touches bitsandbytes' internals (``state.SCB``, ``weig
 import copy
 import os
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import bitsandbytes as bnb
 import torch
@@ -146,26 +146,46 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scale).round_().to(torch.int8), scale
 
 
+class Outliers(NamedTuple):
+    """Columns of a layer's input that ``w8a8`` does not round; see `outliers.py`.
+
+    `columns` (c,): which. `inliers` (in,): 0 at these, 1 at the others. `weights` (out, c): what multiplies them.
+    """
+
+    columns: Tensor
+    inliers: Tensor
+    weights: Tensor
+
+
+Rounded = tuple[Tensor, Tensor]
+_ROUNDED = "lacos_rounded"  # an attribute of a tensor
+
+
+def remember_rounding(x: Tensor, outliers: Outliers | None, rounded: Rounded) -> None:
+    """Leave with a tensor its rows rounded to int8, for the layers that it is given to; only without gradients."""
+    setattr(x, _ROUNDED, (None if outliers is None else outliers.inliers, rounded))
+
+
 def product_w8a8(
     x: Tensor,
     weight: Tensor,
     absmax: Tensor,
     bias: Tensor | None,
-    outliers: Tensor | None = None,
+    outliers: Outliers | None = None,
     more: Tensor | None = None,
+    rounded: Rounded | None = None,
 ) -> Tensor:
-    """``x W^T + b + more`` with the rows of ``x`` (N, in) rounded to int8, but for its ``outliers`` (c,)."""
+    """``x W^T + b + more`` with the rows of ``x`` (N, in) rounded to int8, but for its outliers."""
     inliers = None
     if outliers is not None:
-        columns = weight.index_select(1, outliers).float() * (absmax * (1 / 127))[:, None]
-        unrounded = x.index_select(1, outliers).float()
-        more = unrounded @ columns.t() if more is None else torch.addmm(more, unrounded, columns.t())
-        inliers = x.new_ones(x.shape[1]).index_fill_(0, outliers, 0)
+        unrounded, part = x.index_select(1, outliers.columns).float(), outliers.weights.t()
+        more = unrounded @ part if more is None else torch.addmm(more, unrounded, part)
+        inliers = outliers.inliers
     if kernels.usable(x):
-        q, s = kernels.quantize(x.contiguous(), inliers)
+        q, s = rounded or kernels.quantize(x.contiguous(), inliers)
         bias = None if bias is None else bias.float()
         return kernels.scale(kernels.multiply(q, weight.t()), s, absmax, bias, more)
-    y = _integer_product(x if inliers is None else x * inliers, weight.t()).mul_(absmax)
+    y = _integer_product(x if inliers is None else x * inliers.to(x.dtype), weight.t()).mul_(absmax)
     for term in (bias, more):
         if term is not None:
             y.add_(term)
@@ -217,7 +237,7 @@ class _FrozenLinear(torch.autograd.Function):
         weight: Tensor,
         absmax: Tensor,
         bias: Tensor | None,
-        outliers: Tensor | None,
+        outliers: Outliers | None,
         form: str,
     ) -> Tensor:
         ctx.save_for_backward(weight, absmax)
@@ -247,12 +267,14 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
     Attributes:
         compute_form: The product in ``eval()`` mode.
         training_form: The product in ``train()`` mode.
-        outliers: (c,) columns of the input that ``w8a8`` does not round, see `outliers.py`; None: it rounds all.
+        outliers: Columns of the input that ``w8a8`` does not round; None: it rounds all.
+        shares_input: Whether other layers are given the same tensor.
     """
 
     compute_form: ComputeForm
     training_form: ComputeForm
-    outliers: Tensor | None
+    outliers: Outliers | None = None
+    shares_input: bool = False
 
     def int8_weight(self) -> tuple[Tensor, Tensor]:
         """Return int8 rows (out, in) and absolute maxima (out,): ``W ~ rows * absmax[:, None] / 127``."""
@@ -268,6 +290,8 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         rows, absmax = self.int8_weight()
         merged = rows.float() * (absmax[:, None] / 127) + delta.float()
         self.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
+        if self.outliers is not None:
+            self.keep_outliers(self.outliers.columns, self.outliers.inliers)
 
     def _adopt(self) -> None:
         """Keep the scales on the weight, where they are loaded, saved, copied and merged.
@@ -306,10 +330,42 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         if torch.is_grad_enabled() and (flat.requires_grad or (bias is not None and bias.requires_grad)):
             y = _FrozenLinear.apply(flat, weight, absmax, bias, self.outliers, form)
         elif form == "w8a8":
-            y = product_w8a8(flat, weight, absmax, bias, self.outliers)
+            y = product_w8a8(flat, weight, absmax, bias, self.outliers, rounded=self.rounded(x, flat))
         else:
             y = _product_w8a16(flat, weight, absmax, bias)
         return y.view(*x.shape[:-1], y.shape[-1])
+
+    def rounded(self, x: Tensor, flat: Tensor) -> Rounded | None:
+        """Rows of an input in int8: as the norm or the layer before has left them with it, or made now.
+
+        Args:
+            x: (..., in), as it was given to the layer.
+            flat: (N, in), the same.
+
+        Returns:
+            int8 rows and scales; None where the kernels do not serve, or where gradients are wanted.
+        """
+        if torch.is_grad_enabled() or not kernels.usable(flat):
+            return None
+        inliers = None if self.outliers is None else self.outliers.inliers
+        known = getattr(x, _ROUNDED, None)
+        if known is not None and known[0] is inliers:
+            return known[1]
+        rounded = kernels.quantize(flat.contiguous(), inliers)
+        if self.shares_input:
+            remember_rounding(x, self.outliers, rounded)
+        return rounded
+
+    def keep_outliers(self, columns: Tensor, inliers: Tensor) -> None:
+        """Round no longer some columns of the input.
+
+        Args:
+            columns: (c,) their numbers.
+            inliers: (in,) 0 at these, 1 at the others; layers that are given the same input share this tensor.
+        """
+        rows, absmax = self.int8_weight()
+        weights = rows.index_select(1, columns).float() * (absmax * (1 / 127))[:, None]
+        self.outliers = Outliers(columns, inliers, weights)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "LacosLinear8bit":
         self._adopt()
@@ -317,6 +373,8 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         super()._apply(fn, recurse)
         if scales is not None:  # they follow the weight to its device, but stay in fp32 whatever the dtype
             self.weight.SCB = scales.to(self.weight.device)
+        if self.outliers is not None:
+            self.outliers = Outliers(*(part.to(self.weight.device) for part in self.outliers))
         self._adopt()
         return self
 
@@ -336,9 +394,7 @@ def convert_linear_(model: nn.Module, compute_form: ComputeForm = "w8a8", traini
     for layer in model.modules():
         if not isinstance(layer, bnb.nn.Linear8bitLt) or layer.state.has_fp16_weights:
             continue
-        if not isinstance(layer, LacosLinear8bit):
-            layer.__class__ = LacosLinear8bit
-            layer.register_buffer("outliers", None, persistent=False)
+        layer.__class__ = LacosLinear8bit
         layer.compute_form, layer.training_form = compute_form, training_form
         layer._adopt()
         count += 1

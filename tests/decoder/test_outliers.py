@@ -7,14 +7,14 @@ from tiny import randomise
 
 from lacos_st.decoder.fast_path import accelerate_
 from lacos_st.decoder.outliers import OUTLIER_COLUMNS
-from lacos_st.decoder.quantization import LacosLinear8bit, product_w8a8, quantize_rows
+from lacos_st.decoder.quantization import LacosLinear8bit, Outliers, product_w8a8, quantize_rows
 from lacos_st.model.model import LacosSentenceTransformer
 
 OPTIONS = {"compute_form": "w8a8", "training_form": "w8a8"}
 
 
 def columns(model):
-    return [layer.outliers.tolist() for layer in model.modules() if isinstance(layer, LacosLinear8bit)]
+    return [layer.outliers.columns.tolist() for layer in model.modules() if isinstance(layer, LacosLinear8bit)]
 
 
 def test_they_are_the_largest_and_no_adapter_or_mode_changes_them(tiny_bloom, tmp_path):
@@ -28,7 +28,7 @@ def test_they_are_the_largest_and_no_adapter_or_mode_changes_them(tiny_bloom, tm
     found = columns(model)
     assert {len(part) for part in found} == {OUTLIER_COLUMNS}
     for layer in model.layers:
-        assert set(wide) <= set(layer.self_attn.q_proj.outliers.tolist())
+        assert set(wide) <= set(layer.self_attn.q_proj.outliers.columns.tolist())
     model.add_adapter(LoraConfig(target_modules=["q_proj", "down_proj"]))
     randomise(model).train()
     trained = [parameter.requires_grad for parameter in model.parameters()]
@@ -52,8 +52,12 @@ def test_the_other_columns_are_rounded_with_a_scale_of_their_own():
     weight, absmax = quantize_rows(torch.randn(32, 64))
     absmax = absmax.flatten() * 127
     exact = x.double() @ (weight.double() * absmax[:, None].double() / 127).t()
+    columns = torch.tensor([3, 30])
+    known = Outliers(
+        columns, torch.ones(64).index_fill_(0, columns, 0), weight[:, columns].float() * (absmax / 127)[:, None]
+    )
     error = [
         float((product_w8a8(x, weight, absmax, None, outliers).double() - exact).norm() / exact.norm())
-        for outliers in (None, torch.tensor([3, 30]))
+        for outliers in (None, known)
     ]
     assert error[1] < 1e-3 < error[0]
