@@ -13,13 +13,16 @@ Training computes with PyTorch's operations.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lacos_st.decoder import kernels
 from lacos_st.decoder.outliers import Inputs, is_norm
-from lacos_st.decoder.quantization import LacosLinear8bit, remember_rounding
+from lacos_st.decoder.quantization import LacosLinear8bit
+from lacos_st.decoder.rounding import remember_rounding
 
 
 class FusedRMSNorm(nn.Module):
@@ -70,7 +73,7 @@ class FusedGatedMLP(nn.Module):
         gelu: Whether the activation is GELU in its tanh form; else SiLU.
     """
 
-    def __init__(self, mlp: nn.Module, gelu: bool) -> None:
+    def __init__(self, mlp: Any, gelu: bool) -> None:
         super().__init__()
         self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
         self.act_fn, self.gelu = mlp.act_fn, gelu
@@ -78,14 +81,14 @@ class FusedGatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., H) to (..., H)."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        down = getattr(self.down_proj, "base_layer", self.down_proj)  # an adapter may lie over it
-        if torch.is_grad_enabled() or not kernels.usable(gate) or getattr(down, "compute_form", None) != "w8a8":
-            return self.down_proj(self.act_fn(gate) * up)  # type: ignore[no-any-return, operator]
+        down: Any = getattr(self.down_proj, "base_layer", self.down_proj)  # an adapter may lie over it
+        if torch.is_grad_enabled() or not kernels.usable(gate) or down.compute_form != "w8a8":
+            return self.down_proj(self.act_fn(gate) * up)
         inliers, width = None if down.outliers is None else down.outliers.inliers, gate.shape[-1]
         y, q, s = kernels.gate_quantize(gate.reshape(-1, width), up.reshape(-1, width), inliers, self.gelu)
         y = y.view(gate.shape)
         remember_rounding(y, down.outliers, (q, s))
-        return self.down_proj(y)  # type: ignore[no-any-return, operator]
+        return self.down_proj(y)
 
 
 def fuse_(model: nn.Module, inputs: Inputs) -> None:
@@ -121,19 +124,19 @@ def _fused_norm(module: nn.Module, reader: nn.Module | None) -> FusedRMSNorm | N
     return None
 
 
-def _fused_mlp(module: nn.Module) -> FusedGatedMLP | None:
+def _fused_mlp(module: Any) -> FusedGatedMLP | None:
     """A fused feed-forward that computes what `module` does, or None."""
     parts = module.gate_proj, module.up_proj, module.down_proj
     if not all(isinstance(getattr(part, "base_layer", part), LacosLinear8bit) for part in parts):
         return None
-    x = _noise(3, module.gate_proj.in_features, next(module.parameters()))  # type: ignore[arg-type]
+    x = _noise(3, module.gate_proj.in_features, next(module.parameters()))
     probe = _noise(2, 8, x)
     acts = {False: functional.silu(probe), True: functional.gelu(probe, approximate="tanh")}
     with torch.no_grad():
-        found = [gelu for gelu, y in acts.items() if torch.allclose(module.act_fn(probe), y, atol=1e-6)]  # type: ignore[operator]
+        found = [gelu for gelu, y in acts.items() if torch.allclose(module.act_fn(probe), y, atol=1e-6)]
         if not found:
             return None
-        expected = module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))  # type: ignore[operator]
+        expected = module.down_proj(module.act_fn(module.gate_proj(x)) * module.up_proj(x))
         same = torch.allclose(module(x), expected, rtol=1e-4, atol=1e-5)
     return FusedGatedMLP(module, found[0]) if same else None
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from lacos_st.decoder import kernels
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit
-from lacos_st.decoder.quantization import LacosLinear8bit, Outliers, Rounded, input_gradient, product_w8a8
+from lacos_st.decoder.quantization import LacosLinear8bit, input_gradient, product_w8a8
+from lacos_st.decoder.rounding import Outliers, Rounded
 
 
 class Lora(NamedTuple):
@@ -106,10 +107,10 @@ class LacosLoraLinear(Linear8bitLt):
         """As PEFT's."""
         found = None if args or kwargs or torch.is_autocast_enabled("cpu") else plain_layer(self)
         if found is None or len(found[1]) != 1 or x.dtype != torch.float32 or not kernels.usable(x.detach()):
-            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+            return super().forward(x, *args, **kwargs)
         base, (update,) = found
         if (base.training_form if self.training else base.compute_form) != "w8a8":
-            return super().forward(x)  # type: ignore[no-any-return]
+            return super().forward(x)
         flat = x.reshape(-1, x.shape[-1])
         dropout = self.lora_dropout[next(name for name in self.active_adapters if name in self.lora_A)]
         drops = self.training and getattr(dropout, "p", 0) > 0

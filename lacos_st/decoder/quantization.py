@@ -23,7 +23,7 @@ This is the one file that touches bitsandbytes' internals (``state.SCB``, ``weig
 import copy
 import os
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import bitsandbytes as bnb
 import torch
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lacos_st.decoder import kernels
+from lacos_st.decoder.rounding import Outliers, Rounded, remember_rounding, remembered_rounding
 from lacos_st.errors import LacosError
 from lacos_st.quiet import without
 
@@ -144,26 +145,6 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = x.abs().amax(-1, keepdim=True).float().mul_(1 / 127).clamp_(min=1e-20)
     return (x / scale).round_().to(torch.int8), scale
-
-
-class Outliers(NamedTuple):
-    """Columns of a layer's input that ``w8a8`` does not round; see `outliers.py`.
-
-    `columns` (c,): which. `inliers` (in,): 0 at these, 1 at the others. `weights` (out, c): what multiplies them.
-    """
-
-    columns: Tensor
-    inliers: Tensor
-    weights: Tensor
-
-
-Rounded = tuple[Tensor, Tensor]
-_ROUNDED = "lacos_rounded"  # an attribute of a tensor
-
-
-def remember_rounding(x: Tensor, outliers: Outliers | None, rounded: Rounded) -> None:
-    """Leave with a tensor its rows rounded to int8, for the layers that it is given to; only without gradients."""
-    setattr(x, _ROUNDED, (None if outliers is None else outliers.inliers, rounded))
 
 
 def product_w8a8(
@@ -348,9 +329,9 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
         if torch.is_grad_enabled() or not kernels.usable(flat):
             return None
         inliers = None if self.outliers is None else self.outliers.inliers
-        known = getattr(x, _ROUNDED, None)
-        if known is not None and known[0] is inliers:
-            return known[1]
+        rounded = remembered_rounding(x, self.outliers)
+        if rounded is not None:
+            return rounded
         rounded = kernels.quantize(flat.contiguous(), inliers)
         if self.shares_input:
             remember_rounding(x, self.outliers, rounded)

@@ -312,7 +312,7 @@ def _read_config(base: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 def _build(config: dict[str, Any], file: Path) -> PreTrainedModel:
     with checking(file), torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.for_model(**config))  # type: ignore[no-any-return]
+        return AutoModel.from_config(AutoConfig.for_model(**config))
 
 
 def _base_tensors(directory: Path, whole: bool) -> Tensors:

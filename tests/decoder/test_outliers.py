@@ -7,7 +7,8 @@ from tiny import randomise
 
 from lacos_st.decoder.fast_path import accelerate_
 from lacos_st.decoder.outliers import OUTLIER_COLUMNS
-from lacos_st.decoder.quantization import LacosLinear8bit, Outliers, product_w8a8, quantize_rows
+from lacos_st.decoder.quantization import LacosLinear8bit, product_w8a8, quantize_rows
+from lacos_st.decoder.rounding import Outliers
 from lacos_st.model.model import LacosSentenceTransformer
 
 OPTIONS = {"compute_form": "w8a8", "training_form": "w8a8"}
