@@ -37,6 +37,7 @@ from lacos_st.model.schemas import (
     Entry,
     Model,
     Tokenizer,
+    check_attention,
     check_dtype,
     check_layers,
     check_quantization,
@@ -155,7 +156,7 @@ def _class_of(
     elif kind is None:
         raise LacosError(
             f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers: importing it runs code. If "
-            "you have read that code and trust it, pass trust_remote_code=True."
+            "you trust it, load it in Python: LacosSentenceTransformer(..., trust_remote_code=True)."
         )
     if not (isinstance(kind, type) and issubclass(kind, Module)):
         raise LacosError(f"{str(listing)!r} names {name!r}, which is no module.")
@@ -291,12 +292,7 @@ def _read_config(base: str, hub: dict[str, Any]) -> dict[str, Any]:
             raise _no_model(base, error) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise LacosError(f"{str(file)!r} does not say what model it is of (model_type).")
-    for key, value in config.items():
-        if key.endswith(("attn_implementation", "attn_implementation_internal")) and value not in (None, "eager"):
-            raise LacosError(
-                f"{str(file)!r} says {key}: {value!r}, which can load code from elsewhere: take that line out. An "
-                "implementation of attention is chosen in code."
-            )
+    check_attention(config, file)
     for key in ("compression_config", "transformers_weights"):
         if config.get(key) is not None:
             raise LacosError(f"{str(file)!r} says {key}, which LACoS does not load: take that line out.")
@@ -312,7 +308,7 @@ def _read_config(base: str, hub: dict[str, Any]) -> dict[str, Any]:
 
 def _build(config: dict[str, Any], file: Path) -> PreTrainedModel:
     with checking(file), torch.device("meta"):
-        return AutoModel.from_config(AutoConfig.for_model(**config))
+        return AutoModel.from_config(AutoConfig.for_model(**config), trust_remote_code=False)
 
 
 def _base_tensors(directory: Path, whole: bool) -> Tensors:

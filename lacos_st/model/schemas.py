@@ -170,13 +170,30 @@ def inside(path: str, file: Path, what: str) -> str:
     return path
 
 
+def _entries(value: Any) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON object and of all objects in it."""
+    for key, inner in value.items() if isinstance(value, dict) else ():
+        yield key, inner
+        yield from _entries(inner)
+
+
 def check_layers(value: Any, file: Path) -> None:
-    """Refuse numbers of layers that would take for ever, in any JSON object."""
-    for key in ("n_layer", "num_layers", "num_hidden_layers"):
-        number = value.get(key) if isinstance(value, dict) else None
-        if isinstance(number, int | float) and not 0 <= number <= MOST_LAYERS:
+    """Refuse numbers of layers that would take for ever, in any JSON object and those in it."""
+    for key, number in _entries(value):
+        counts = key in ("n_layer", "num_layers", "num_hidden_layers", "num_experts", "num_local_experts")
+        if counts and isinstance(number, int | float) and not 0 <= number <= MOST_LAYERS:
             raise LacosError(
                 f"{str(file)!r} says {key}: {number:,}, and no model has more than {MOST_LAYERS:,} layers."
+            )
+
+
+def check_attention(config: dict[str, Any], file: Path) -> None:
+    """Refuse an implementation of attention in a configuration, or in one that lies in it: its name can load code."""
+    for key, value in _entries(config):
+        if key.endswith(("attn_implementation", "attn_implementation_internal")) and value not in (None, "eager"):
+            raise LacosError(
+                f"{str(file)!r} says {key}: {value!r}, which can load code from elsewhere: take that line out. An "
+                "implementation of attention is chosen in code."
             )
 
 

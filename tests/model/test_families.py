@@ -1,5 +1,7 @@
 """Every family of decoders, through the public classes: what is saved, trained, merged and loaded stays what it was."""
 
+import json
+
 import families
 import numpy as np
 import pytest
@@ -86,3 +88,13 @@ def test_what_cannot_be_quantised_says_so_and_works_in_full_precision(tiny_bloom
     adapted = randomise(model.add_lora(rank=2)).eval().encode(TEXTS)
     model.save_pretrained(str(tmp_path / "model"))
     np.testing.assert_allclose(SentenceTransformer(str(tmp_path / "model")).encode(TEXTS), adapted, atol=1e-5)
+
+
+def test_a_familys_configuration_runs_no_code_of_its_own(tiny_bloom, tmp_path):
+    base = families.write("llama", tiny_bloom, tmp_path / "llama")
+    told = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    auto = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model"}
+    (base / "config.json").write_text(json.dumps(told | {"auto_map": auto}), encoding="utf-8")
+    (base / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    assert LacosSentenceTransformer(base).encode(TEXTS).shape == (len(TEXTS), 64)
+    assert not (tmp_path / "ran").exists()

@@ -113,6 +113,8 @@ def test_modules_with_a_settings_file_of_another_name_are_whole(kind, tiny_bloom
         ("config.json", {"quantization_config": {"load_in_4bit": True}}, "4 bits"),
         ("config.json", {"quantization_config": ["int8"]}, "quantization_config"),
         ("config.json", {"_attn_implementation": "someone/kernel"}, "someone/kernel"),
+        ("config.json", {"text_config": {"_attn_implementation": "someone/kernel"}}, "someone/kernel"),
+        ("config.json", {"text_config": {"num_hidden_layers": 10**9}}, "no model has more than"),
         ("config.json", {"compression_config": {"quant_method": "x"}}, "compression_config"),
         ("lacos.json", {"adapters": "default"}, "adapters"),
         ("lacos.json", {"adapters": ["../../other"]}, "other"),
