@@ -9,8 +9,6 @@ mean cosine to the reference, and seconds.
 """
 
 import argparse
-import gzip
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,19 +19,12 @@ from common import report
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from texts import texts_of
 
 from lacos_st import LacosSentenceTransformer, accelerate
 from lacos_st.model.names import resolve
 
 EIGHT = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
-
-
-def texts_of(paths: list[Path], each: int) -> list[str]:
-    found = []
-    for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            found += [json.loads(line)["sentence1"] for line, _ in zip(lines, range(each), strict=False)]
-    return found
 
 
 def decoder(directory: str, eight: bool) -> SentenceTransformer:

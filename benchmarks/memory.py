@@ -80,6 +80,23 @@ def shards(path: str, directory: str) -> None:
     AutoTokenizer.from_pretrained(embedded_directory("bloom-mini")).save_pretrained(directory)
 
 
+def peak_of(model: torch.nn.Module, ids: torch.Tensor, training: bool) -> int:
+    """Resident memory at the worst moment of two steps, or of encoding twice."""
+    mask = torch.ones_like(ids)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained) if training else None
+    reset_peak()
+    for _ in range(2):
+        if optimizer is not None:
+            optimizer.zero_grad()
+            mean_pool(model(ids, attention_mask=mask).last_hidden_state, mask).square().sum().backward()
+            optimizer.step()
+        else:
+            with torch.inference_mode():
+                model(ids, attention_mask=mask)
+    return resident_bytes(peak=True)
+
+
 def child(arguments: argparse.Namespace) -> None:
     """Load one model, run one case, print bytes."""
     if arguments.child == "loading":
@@ -102,25 +119,13 @@ def child(arguments: argparse.Namespace) -> None:
     if arguments.case:
         count = batch * 2 if training else batch
         ids = torch.randint(1, 8000, (count, length))
-        mask = torch.ones_like(ids)
         if training:
             model.requires_grad_(False)
             model.add_adapter(LoraConfig(r=16, lora_dropout=0.05, target_modules=["query_key_value"]))
             model.train()
             if checkpointing:
                 model.gradient_checkpointing_enable({"use_reentrant": False})
-            trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW(trained)
-        reset_peak()
-        for _ in range(2):
-            if training:
-                optimizer.zero_grad()
-                mean_pool(model(ids, attention_mask=mask).last_hidden_state, mask).square().sum().backward()
-                optimizer.step()
-            else:
-                with torch.inference_mode():
-                    model(ids, attention_mask=mask)
-        result["peak"] = resident_bytes(peak=True) - baseline
+        result["peak"] = peak_of(model, ids, training) - baseline
     result["resident"] = resident_bytes() - baseline
     print(json.dumps(result))
 
@@ -143,20 +148,9 @@ def real(path: str, case: str) -> dict[str, float]:
     model = LacosSentenceTransformer(path)
     inner = model.transformer.model
     ids = torch.randint(5, 8000, (texts, length))
-    mask = torch.ones_like(ids)
     if training:
         model.add_lora(rank=16, dropout=0.05).train()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
-    reset_peak()
-    for _ in range(2):
-        if training:
-            optimizer.zero_grad()
-            mean_pool(inner(ids, attention_mask=mask).last_hidden_state, mask).square().sum().backward()
-            optimizer.step()
-        else:
-            with torch.inference_mode():
-                inner(ids, attention_mask=mask)
-    return {"peak": resident_bytes(peak=True) - baseline}
+    return {"peak": peak_of(inner, ids, training) - baseline}
 
 
 def compare_real(path: str) -> dict[str, dict[str, float]]:

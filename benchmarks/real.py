@@ -9,8 +9,8 @@ stock fp32 line: OpenVINO with --only openvino (ST's backend="openvino", 8-bit w
 """
 
 import argparse
-import gzip
 import json
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,19 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from texts import texts_of
 
 ENCODE = ["stock fp32", "stock bf16", "stock int8", "ours int8"]
 TRAIN = [f"{name}, step" for name in ENCODE]
 PEERS = ["openvino", "llama.cpp"]
 _PAIRS = 16
-
-
-def texts_of(paths: list[str], each: int) -> list[str]:
-    found = []
-    for path in paths:
-        with gzip.open(path, "rt", encoding="utf-8") as lines:
-            found += [json.loads(line)["sentence1"] for line, _ in zip(lines, range(each), strict=False)]
-    return found
 
 
 def without_chat(directory: str) -> str:
@@ -113,15 +106,13 @@ def trainer(case: str, model: Any, texts: list[str]) -> Callable[[], None]:
 
 def child(case: str, arguments: argparse.Namespace) -> None:
     """Run one case in this process, and print what came out as JSON."""
-    import psutil
-
-    process, texts = psutil.Process(), texts_of(arguments.texts, arguments.each)
+    texts = texts_of(arguments.texts, arguments.each)
     if case != "llama.cpp":
         import sentence_transformers  # noqa: F401  before the baseline
         import torch
 
         torch.set_num_threads(arguments.threads)
-    before = process.memory_info().rss
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     model, encode = load(case, arguments)
     embeddings = encode(texts[:64]).tolist()
     run = trainer(case, model, texts) if case.endswith("step") else lambda: encode(texts)
@@ -131,16 +122,8 @@ def child(case: str, arguments: argparse.Namespace) -> None:
         started = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - started)
-    peak = peak_bytes(process) - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before  # Linux counts in KiB
     print(json.dumps({"seconds": statistics.median(seconds), "peak GB": peak / 1e9, "embeddings": embeddings}))
-
-
-def peak_bytes(process: Any) -> int:
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return process.memory_info().rss
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
 
 
 def main() -> None:

@@ -6,6 +6,7 @@
 set -euo pipefail
 
 data=$1; shift
+models=("$@"); [ $# -gt 0 ] || models=(gemma3 smollm2)
 work=${WORK_DIR:-work/real-models}
 here=$(cd "$(dirname "$0")" && pwd)
 lacos=${LACOS:-lacos-st}
@@ -15,15 +16,15 @@ for language in ar de es fr hi pt ru tr zh id ko vi; do others+=("$data/nli/trip
 
 mkdir -p "$work"
 [ -f "$work/across.jsonl.gz" ] || "${PYTHON:-python}" "$here/across.py" "$data/nli" "$work/across.jsonl.gz"
-for model in "${@:-gemma3 smollm2}"; do
-  for name in $model; do
-    [ "$name" = gemma3 ] && base=gemma3-270m || base=$work/smollm2
-    [ "$name" = gemma3 ] || "${PYTHON:-python}" "$here/fetch.py" "$base"
-    for kind in en multilingual; do
-      [ "$kind" = en ] && sources=("${english[@]}") || sources=("${others[@]}")
-      [ -f "$work/$name-$kind/modules.json" ] ||
-        $lacos train --config "$here/$name-$kind.yaml" --base "$base" --train-data "${sources[@]}" --output "$work/$name-$kind"
-    done
-    $lacos evaluate "$base" "$work/$name-en" "$work/$name-multilingual" --data-dir "$data/sts" --output "$work/results-$name"
+for name in "${models[@]}"; do
+  case $name in
+    gemma3) base=gemma3-270m ;;
+    smollm2) base=$work/smollm2; "${PYTHON:-python}" "$here/fetch.py" "$base" ;;
+  esac
+  for kind in en multilingual; do
+    [ "$kind" = en ] && sources=("${english[@]}") || sources=("${others[@]}")
+    [ -f "$work/$name-$kind/modules.json" ] ||
+      $lacos train --config "$here/$name-$kind.yaml" --base "$base" --train-data "${sources[@]}" --output "$work/$name-$kind"
   done
+  $lacos evaluate "$base" "$work/$name-en" "$work/$name-multilingual" --data-dir "$data/sts" --output "$work/results-$name"
 done
