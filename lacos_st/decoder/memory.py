@@ -50,7 +50,7 @@ _KEPT_HEAP_FACTORS: dict[float, float] = {1: 2.0, 3: 2.0, 4: 1.1}
 # Of decoders other than BLOOM, on a CPU: resident bytes for each byte that training keeps, and what encoding holds at
 # once, in outputs of the widest layer. From SmolLM2-135M and Gemma 3 270M (benchmarks/memory.py).
 _WALK_HEAP_FACTOR = 1.29
-_WIDEST_AT_ONCE = 10.0
+_WIDEST_AT_ONCE = 7.0
 
 
 @dataclass(frozen=True)

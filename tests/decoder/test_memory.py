@@ -169,12 +169,12 @@ def test_free_memory_is_found():
 # model, batch, tokens of a text, training, peak in GB above the process before loading, the tokenizer included: seen on
 # an Intel Xeon with AMX by `benchmarks/memory.py --base`
 MEASURED = [
-    ("SmolLM2-135M", 64, 20, True, 3.76),
-    ("SmolLM2-135M", 48, 48, True, 6.59),
-    ("SmolLM2-135M", 64, 100, False, 0.60),
-    ("Gemma 3 270M", 64, 20, True, 3.71),
-    ("Gemma 3 270M", 48, 48, True, 6.06),
-    ("Gemma 3 270M", 64, 100, False, 1.18),
+    ("SmolLM2-135M", 64, 20, True, 3.93),
+    ("SmolLM2-135M", 48, 48, True, 6.97),
+    ("SmolLM2-135M", 64, 100, False, 0.54),
+    ("Gemma 3 270M", 64, 20, True, 3.68),
+    ("Gemma 3 270M", 48, 48, True, 6.10),
+    ("Gemma 3 270M", 64, 100, False, 1.01),
 ]
 REAL = {
     "SmolLM2-135M": LlamaConfig(
