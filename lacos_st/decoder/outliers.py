@@ -1,7 +1,7 @@
 """Columns of a layer's input that are far larger than the others, and are therefore not rounded.
 
-In trained decoders a few columns of a linear layer's input are 80 to 250 times the median column, the same in every
-text (LLM.int8, arXiv 2208.07339, found them first). ``w8a8`` rounds a token with one scale, which these columns set:
+In trained decoders a few columns of a linear layer's input are many times the median column, the same in every text
+(LLM.int8, arXiv 2208.07339, found them first). ``w8a8`` rounds a token with one scale, which these columns set:
 the others then keep few of their 255 steps. So each layer multiplies its `OUTLIER_COLUMNS` largest columns in the
 activations' dtype, beside the integer product of the others. LLM.int8 looks for such columns in each batch anew, and an
 embedding depends on who shares the batch; here they are found once, from a fixed sequence of random token ids: a pure
@@ -60,6 +60,8 @@ def keep_outliers_(model: nn.Module, vocabulary: int, run: Callable[[Tensor], ob
     run(ids[:, :2])  # a model may try itself on a few tokens the first time
     inputs = _watch(model, layers, lambda: run(ids))
     for group in inputs.groups:
+        for layer in group:
+            layer.shares_input = len(group) > 1
         largest = inputs.largest[group[0]]
         if len(largest) < 4 * OUTLIER_COLUMNS:
             continue
@@ -67,7 +69,6 @@ def keep_outliers_(model: nn.Module, vocabulary: int, run: Callable[[Tensor], ob
         inliers = torch.ones_like(largest).index_fill_(0, columns, 0)
         for layer in group:
             layer.keep_outliers(columns, inliers)
-            layer.shares_input = len(group) > 1
     return inputs
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModel, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -46,10 +47,33 @@ class Shapes(NamedTuple):
             LacosError: There is no such layer.
         """
         known = list(dict.fromkeys(name for name, _, _ in self.linear))
-        wanted = known if list(targets) == [ALL_LINEAR] else targets
-        if unknown := sorted(set(wanted) - set(known)):
-            raise LacosError(f"LoRA targets {unknown} are not in this model: choose from {known}, or {ALL_LINEAR}.")
-        return [(columns, out) for name, columns, out in self.linear if name in wanted]
+        check_targets(targets, known)
+        everywhere = list(targets) == [ALL_LINEAR]
+        return [(columns, out) for name, columns, out in self.linear if everywhere or name in targets]
+
+
+def check_targets(targets: Sequence[str], known: list[str]) -> None:
+    """Refuse targets of an adapter that a model has no layer for.
+
+    Args:
+        targets: Ends of layers' names, or `ALL_LINEAR` alone.
+        known: Ends of the names of the model's linear layers.
+
+    Raises:
+        LacosError: With what there is.
+    """
+    if not targets or (list(targets) != [ALL_LINEAR] and not set(targets) <= set(known)):
+        unknown = sorted(set(targets) - set(known)) or list(targets)
+        raise LacosError(f"LoRA targets {unknown} are not in this model: choose from {known}, or {ALL_LINEAR!r} alone.")
+
+
+def linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear | Conv1D]]:
+    """A decoder's linear layers with their names, also where adapters lie over them."""
+    return [
+        (name.removesuffix(".base_layer"), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name and not isinstance(module, LoraLayer)
+    ]
 
 
 def build(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -63,11 +87,9 @@ def build(config: Any, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
 def shapes_of(model: PreTrainedModel) -> Shapes:
     """Sizes of a decoder that `build` has made."""
     linear = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
-            linear.append((name.rpartition(".")[2], module.in_features, module.out_features))
-        elif isinstance(module, Conv1D):
-            linear.append((name.rpartition(".")[2], module.nx, module.nf))
+    for name, layer in linear_layers(model):
+        columns, out = (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
+        linear.append((name.rpartition(".")[2], columns, out))
     table = model.get_input_embeddings().weight
     known = sum(a * b for _, a, b in linear) + table.numel()
     rest = sum(parameter.numel() for parameter in model.parameters()) - known

@@ -13,10 +13,9 @@ from peft import LoraConfig, PeftConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from lacos_st.decoder.lora import fold_lora_
-from lacos_st.decoder.walk import ALL_LINEAR
+from lacos_st.decoder.walk import ALL_LINEAR, check_targets, linear_layers
 from lacos_st.errors import LacosError
 
 # Settings of `LoraConfig` that decide where the matrices are, how large they are and how they begin; all others must
@@ -27,7 +26,6 @@ _FREE = {
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "runtime_config",
 }  # fmt: skip
-_LINEAR = (nn.Linear, Conv1D, LoraLayer)
 _STARTS = (True, False, "gaussian", "orthogonal", "eva")  # of `init_lora_weights`: the base stays as it is
 
 
@@ -103,10 +101,9 @@ def _holders(layer: LoraLayer, name: str, kind: str) -> list[str]:
     return [part for part in (f"lora_{kind}A", f"lora_{kind}B") if name in getattr(layer, part)]
 
 
-def linear_layers(model: PreTrainedModel) -> list[str]:
+def possible_targets(model: PreTrainedModel) -> list[str]:
     """Ends of the names of a decoder's linear layers, each once, in the order of the model."""
-    names = (name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, _LINEAR))
-    return [name for name in dict.fromkeys(names) if name != "base_layer" and not name.isdigit() and name != "default"]
+    return list(dict.fromkeys(name.rpartition(".")[2] for name, _ in linear_layers(model)))
 
 
 class WithAdapters:
@@ -130,7 +127,7 @@ class WithAdapters:
         rank: int = 16,
         alpha: int = 32,
         dropout: float = 0.05,
-        targets: Sequence[str] = ("all-linear",),
+        targets: Sequence[str] = (ALL_LINEAR,),
         name: str = "default",
     ) -> None:
         """Add a trainable LoRA adapter to the frozen base.
@@ -147,17 +144,11 @@ class WithAdapters:
         Raises:
             LacosError: A target that the base does not have, or a name that is in use or cannot be saved.
         """
-        layers, everywhere = linear_layers(self.model), list(targets) == [ALL_LINEAR]
-        unknown = [] if everywhere else sorted(set(targets) - set(layers))
-        if unknown or not targets:
-            raise LacosError(
-                f"LoRA targets {unknown or list(targets)} are not in this {self.model.config.model_type!r} model: "
-                f"choose from {layers}, or take {ALL_LINEAR!r} alone."
-            )
+        check_targets(targets, possible_targets(self.model))
         check_adapter_name(name)
         if name in self.adapter_names:
             raise LacosError(f"An adapter named {name!r} exists already: choose another name.")
-        wanted = ALL_LINEAR if everywhere else list(targets)
+        wanted = ALL_LINEAR if list(targets) == [ALL_LINEAR] else list(targets)
         config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, bias="none")
         self.model.add_adapter(config, name)
 

@@ -100,9 +100,8 @@ def find(name: str, revision: str | None = None) -> str:
 
 def is_decoder(name: str) -> bool:
     """Whether a directory, embedded model or Hub name (where it can be reached) is a decoder, or an adapter for one."""
-    if Path(name, RECORD).is_file() or (
-        {name, Path(name).suffix} & {*EMBEDDED, *BASES, ".gguf"} and not Path(name).is_dir()
-    ):
+    known = name in EMBEDDED or name in BASES or name.endswith(".gguf")
+    if Path(name, RECORD).is_file() or (known and not Path(name).is_dir()):
         return True
     try:
         check_decoder(PreTrainedConfig.get_config_dict(name)[0], name)

@@ -20,7 +20,7 @@ from lacos_st.data.load import load_training_data, load_training_sources
 from lacos_st.decoder.quantization import default_compute_dtype
 from lacos_st.decoder.walk import ALL_LINEAR
 from lacos_st.embedded.names import own_settings, samples
-from lacos_st.model.adapters import linear_layers
+from lacos_st.model.adapters import possible_targets
 from lacos_st.model.frozen import base_dtype
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
@@ -101,7 +101,7 @@ def adapter_settings(model: LacosSentenceTransformer) -> dict[str, Any]:
         "lora_rank", "lora_alpha", "lora_dropout", "lora_targets" -> value.
     """
     lora = model.transformer.model.peft_config[model.transformer.adapter_names[0]]
-    targets, order = lora.target_modules, linear_layers(model.transformer.model)
+    targets, order = lora.target_modules, possible_targets(model.transformer.model)
     ends = {name.rpartition(".")[2] for name in targets}  # "all-linear" became their whole names
     return {
         "lora_rank": lora.r,
