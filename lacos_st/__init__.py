@@ -1,4 +1,4 @@
-"""8-bit LoRA BLOOM sentence embeddings, as a sentence-transformers plugin.
+"""8-bit LoRA sentence embeddings from BLOOM and other decoders, as a sentence-transformers plugin.
 
 Importing the package loads nothing and changes nothing: every name below is resolved on first use.
 """

@@ -44,20 +44,21 @@ class LacosConfig:
     """
 
     # -- base
-    base: str = _option("bloom-mini", "BLOOM checkpoint: embedded name, local directory or Hub name")
+    base: str = _option("bloom-mini", "decoder: embedded name, local directory, GGUF file, Hub name, or gemma3-270m")
     revision: str | None = _option(None, "commit, tag or branch of a base on the Hub")
     quantization: Literal["int8", "none"] = _option("int8", "8-bit base weights, or none for comparison")
     compute_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute when encoding")
     training_form: Literal["auto", "w8a8", "w8a16", "bnb"] = _option("auto", "8-bit compute while training")
     attention: Literal["causal", "bidirectional", "symmetric"] | None = _option(
-        None, "causal as BLOOM was trained, or both sides (symmetric: not for stock software); none: as the base says"
+        None,
+        "causal as decoders are trained, or both sides (symmetric: BLOOM, not in stock); none: as the base says",
     )
     # -- embedding
     pooling: Literal["weightedmean", "lasttoken", "mean"] | None = _option(
         None, "how tokens become a sentence; none: as the base says, weightedmean where it says nothing"
     )
     template: str | None = _option(
-        None, "text put around every input, with {text} for it; none: as the base was saved, else {text}</s>"
+        None, "text put around every input, with {text} for it; none: as the base was saved, else an end token is added"
     )
     max_seq_length: int | None = _option(
         None, "tokens kept of each text, here and in the saved model; none: as the base was saved, else 128"
@@ -186,7 +187,7 @@ class LacosConfig:
 
 
 _LARGEST = 2**31 - 1  # more of anything is a slip, and what counts it may hold no more
-_AT_MOST = {"seed": 2**32 - 1, "lora_rank": 2**14}  # NumPy's largest; wider than any BLOOM
+_AT_MOST = {"seed": 2**32 - 1, "lora_rank": 2**14}  # NumPy's largest; wider than any decoder
 _AT_LEAST = {
     "max_seq_length": 2,
     "lora_rank": 1,

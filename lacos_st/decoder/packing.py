@@ -122,7 +122,7 @@ def plan(batch: int, width: int, device: torch.device, mask: Tensor | None, cu_s
     real = mask.to(device) != 0
     if real.shape != (batch, width):
         raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}; packed BLOOM takes one 0/1 entry per token: "
+            f"attention_mask has shape {tuple(mask.shape)}; a packed model takes one 0/1 entry per token: "
             f"({batch}, {width})."
         )
     return _layout(real.sum(1).tolist(), None, real, device)

@@ -31,7 +31,7 @@ def freeze_(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Freeze a quantised base, in place: its table in 8 bits as well, what stays floating in one dtype.
 
     Args:
-        model: BLOOM with 8-bit linear layers, with or without adapters.
+        model: A decoder with 8-bit linear layers, with or without adapters.
         dtype: Of layer norms, biases and looked-up embeddings.
     """
     model.requires_grad_(False)  # else embeddings, norms and biases would train in silence

@@ -1,9 +1,9 @@
-"""`LacosSentenceTransformer`: a SentenceTransformer that assembles, saves, loads, swaps and merges 8-bit LoRA BLOOM.
+"""`LacosSentenceTransformer`: a SentenceTransformer that assembles, saves, loads, swaps and merges 8-bit LoRA decoders.
 
 It is ST's class with three differences.
 
 - Names: `LacosSentenceTransformer("lacos-bloom")` is a local directory, else the embedded model, else a Hub name; a
-  plain BLOOM checkpoint gets `LacosTransformer` and `LacosPooling`.
+  plain decoder checkpoint gets `LacosTransformer` and `LacosPooling`.
 - Saving: a directory that stock `SentenceTransformer` loads without this package. `modules.json` names stock
   classes. The base lies there in 8 bits with the adapter beside it, or, for a base on the Hub, only the adapter.
   Everything is written beside the target first and then moved, so that no reader ever sees half a model.
@@ -56,14 +56,14 @@ logger = logging.getLogger(__name__)
 
 
 class LacosSentenceTransformer(SentenceTransformer):
-    """A SentenceTransformer over 8-bit LoRA BLOOM. Everything ST's class does, it does.
+    """A SentenceTransformer over an 8-bit LoRA decoder. Everything ST's class does, it does.
 
     Loading a model sets two thresholds of glibc's allocator for the whole process (`decoder/allocator.py`): a small
     model encodes twice as fast. `MALLOC_TRIM_THRESHOLD_` or `MALLOC_MMAP_THRESHOLD_` in the environment turn that off.
 
     Args:
         model_name_or_path: A saved directory, an embedded model ("lacos-bloom", "bloom-mini"), a Hub name, or a
-            plain BLOOM checkpoint. A local directory comes first.
+            plain decoder checkpoint, a GGUF file, or a name of `bases.BASES`. A local directory comes first.
         modules: Or the modules, as for ST: `[LacosTransformer(...), LacosPooling(...)]`.
         is_trainable: Let the loaded adapter train; by default it is frozen, for use. Modules after the transformer
             train if they did when the model was saved.
@@ -73,7 +73,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         **kwargs: As for `SentenceTransformer`.
 
     Raises:
-        LacosError: No BLOOM, a directory that holds no model, or contradicting options.
+        LacosError: No decoder, a directory that holds no model, or contradicting options.
 
     Example:
         >>> model = LacosSentenceTransformer("lacos-bloom")

@@ -1,7 +1,7 @@
-"""`LacosTransformer`: sentence-transformers' input module over an 8-bit BLOOM with LoRA adapters.
+"""`LacosTransformer`: sentence-transformers' input module over an 8-bit decoder with LoRA adapters.
 
-Data flow: texts -> (template, tokenizer) -> padded ids (batch, tokens) -> `LacosBloomModel` (packs them, so padding
-costs nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `Transformer`; this file adds what an
+Data flow: texts -> (template, tokenizer) -> padded ids (batch, tokens) -> the decoder (packs them, so padding costs
+nothing) -> token embeddings (batch, tokens, hidden). It stays ST's own `Transformer`; this file adds what an
 8-bit base needs and the stock module gets wrong:
 
 - the base is quantised while it is loaded (bitsandbytes int8, the embedding table too) and frozen;
@@ -49,7 +49,7 @@ from lacos_st.model.template import apply_template, check_room, default_template
 
 Quantization = Literal["int8", "none"]
 
-DEFAULT_MAX_SEQ_LENGTH = 512  # tokens; BLOOM itself reads 2,048 (config.seq_length) and ALiBi allows more
+DEFAULT_MAX_SEQ_LENGTH = 512  # tokens; most decoders can read thousands, and few sentences need them
 _FOREIGN = (
     "Only a LacosSentenceTransformer(modules=[LacosTransformer(...), ...]) trains and saves a LacosTransformer. What a "
     "plain SentenceTransformer, a SparseEncoder, a MultiVectorEncoder or a Router saves of it could not be loaded."
@@ -57,10 +57,11 @@ _FOREIGN = (
 
 
 class LacosTransformer(WithAdapters, PreprocessingTransformer):
-    """ST's `Transformer` over BLOOM in 8 bits, ready for LoRA.
+    """ST's `Transformer` over a decoder in 8 bits, ready for LoRA.
 
     Args:
-        model_name_or_path: A BLOOM checkpoint: Hub name or local directory; full precision or saved in 8 bits.
+        model_name_or_path: A decoder (BLOOM, Llama, Qwen, Gemma, ...): Hub name or local directory; full precision or
+            saved in 8 bits.
         quantization: "int8" quantises linear layers and the embedding table on load and freezes the base; "none"
             keeps it as stored, for comparison.
         compute_form: How 8-bit layers compute when encoding ("auto", "w8a8", "w8a16", "bnb"); see `quantization.py`.
@@ -68,15 +69,15 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         template: Text put around every input, with `{text}` once, for example
             `'This sentence : "{text}" means in one word:"'` (PromptEOL, arXiv 2307.16645). Default: the end token
             follows the text. "": what the tokenizer adds by itself. A directory that was saved keeps its own.
-        attention: What a token sees: "causal" as BLOOM was trained, "bidirectional" (both sides, BLOOM's bias; stock
-            software reads it) or "symmetric" (both sides, a bias of `-|i - j|`). Default: as the checkpoint says.
-        max_seq_length: Tokens kept of each input, template included. Default: 512 or the model's `seq_length`.
+        attention: What a token sees: "causal" as decoders are trained, "bidirectional" (both sides; stock software
+            reads it) or, in BLOOM, "symmetric" (both sides, a bias of `-|i - j|`). Default: as the checkpoint says.
+        max_seq_length: Tokens kept of each input, template included. Default: 512, or less where the tokenizer says so.
         adapters: Names of adapters stored beside the base, the active one first (from `lacos.json`).
         **kwargs: As for ST's `Transformer` (`model_kwargs`, `processor_kwargs`, `config_kwargs`, ...).
 
     Raises:
-        LacosError: The checkpoint is no BLOOM, or in 8 bits with `quantization="none"`, or the template leaves no room
-            for text.
+        LacosError: The checkpoint is no decoder, or in 8 bits with `quantization="none"`, or none of its layers can be
+            quantised, or the template leaves no room for text.
     """
 
     @transformer_kwargs_decorator  # type: ignore[untyped-decorator]  # older names of `processor_kwargs` and such
@@ -128,9 +129,8 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         self.template: str = template or stored or usual(self.tokenizer)
         apply_template(self.tokenizer, self.template)
         length = self.max_seq_length if max_seq_length is None else max_seq_length
-        if (
-            max_seq_length is None and "model_max_length" not in kwargs["processor_kwargs"]
-        ):  # what it could read at most
+        if max_seq_length is None and "model_max_length" not in kwargs["processor_kwargs"]:
+            # what was said is how much the model could read at most
             length = min(DEFAULT_MAX_SEQ_LENGTH, length or DEFAULT_MAX_SEQ_LENGTH)
         self.max_seq_length = length
         # Modules after this one that never train, as `lacos.json` says; None: it does not say, and none does.

@@ -1,4 +1,4 @@
-"""`train(config)`: contrastive LoRA training of an 8-bit BLOOM, resumable at any moment.
+"""`train(config)`: contrastive LoRA training of an 8-bit decoder, resumable at any moment.
 
 The loop is ST's own trainer, over what `assembly.py` makes of the recipe. This file keeps two promises around it:
 
