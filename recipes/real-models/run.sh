@@ -11,8 +11,8 @@ work=${WORK_DIR:-work/real-models}
 here=$(cd "$(dirname "$0")" && pwd)
 lacos=${LACOS:-lacos-st}
 english=("$data/nli/triplets.en.jsonl.gz")
-others=("$data/nli/triplets.en.jsonl.gz@0.06" "$work/across.jsonl.gz@0.5")
-for language in ar de es fr hi pt ru tr zh id ko vi; do others+=("$data/nli/triplets.$language.jsonl.gz@0.1"); done
+others=("$data/nli/triplets.en.jsonl.gz@0.1" "$work/across.jsonl.gz@0.7")
+for language in ar de es fr hi pt ru tr zh id ko vi; do others+=("$data/nli/triplets.$language.jsonl.gz@0.15"); done
 
 mkdir -p "$work"
 [ -f "$work/across.jsonl.gz" ] || "${PYTHON:-python}" "$here/across.py" "$data/nli" "$work/across.jsonl.gz"
