@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import sys
 import types
 import typing
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lacos_st.config import LacosConfig
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, ToldByFirstError
 from lacos_st.files import at_home
 from lacos_st.quiet import for_command_line
 
@@ -88,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace], None] = arguments.run
     try:
         run(arguments)
+    except ToldByFirstError:
+        return 2
     except (LacosError, OSError) as error:
         print(f"lacos-st {arguments.command}: error: {error}", file=sys.stderr)
         return 2
@@ -97,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lacos-st {arguments.command}: error: needs {error.name}: pip install 'lacos-st[eval]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
         return 130
     return 0
 
@@ -228,6 +232,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from lacos_st.training.processes import leave
     from lacos_st.training.train import train
 
     names = {item.name for item in fields(LacosConfig)}
@@ -238,7 +243,10 @@ def _train(arguments: argparse.Namespace) -> None:
         else LacosConfig.from_dict(given)
     )
     record = train(config).training_record
+    leave()
     assert record is not None  # train() has just made it
+    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+        return
     print(
         f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
         f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"

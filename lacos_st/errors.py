@@ -24,6 +24,10 @@ class LacosError(ValueError):
         return shortened(super().__str__(), _MESSAGE)
 
 
+class ToldByFirstError(LacosError):
+    """A mistake that the first of several processes has met and tells its user of."""
+
+
 def shortened(text: str, most: int = 200) -> str:
     """The start and the end of a text that is longer.
 

@@ -36,7 +36,10 @@ def _no_4_bits(record: logging.LogRecord) -> bool:
 
 
 def for_command_line() -> None:
-    """Leave the terminal to our own progress; host libraries speak up for errors only."""
+    """Leave the terminal to our own progress; host libraries speak up for errors only.
+
+    Of several processes (`RANK`, which launchers set) the first one speaks for all.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
 
@@ -45,7 +48,11 @@ def for_command_line() -> None:
     for name in ("sentence_transformers", "bitsandbytes", "mteb", "datasets", "accelerate"):
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("lacos_st").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated", FutureWarning)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.getLogger("lacos_st").setLevel(logging.INFO if first else logging.ERROR)
+    if not first:
+        warnings.simplefilter("ignore")
 
 
 @contextmanager

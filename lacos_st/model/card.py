@@ -169,12 +169,14 @@ def _stock_says(transformer: nn.Module) -> str:
 
 def training_section(record: dict[str, Any]) -> str:
     """What training by `train` took and brought, as Markdown."""
+    processes = record.get("processes", 1)
+    each = f"{processes} processes, each on " if processes > 1 else ""
     return "\n".join(
         [
             "## LACoS training",
             "",
             f"{record['steps']} steps over {record['rows']:,} rows in {record['seconds']:,} s on "
-            f"{record['device']}, peak memory {record['peak_bytes'] / 2**30:.1f} GiB; the best step was "
+            f"{each}{record['device']}, peak memory {record['peak_bytes'] / 2**30:.1f} GiB; the best step was "
             f"{record['best_step']}.",
             "",
             f"Data: {', '.join(record['recipe']['train_data']) or 'the samples that come with lacos-st'}. "

@@ -22,12 +22,13 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import bitsandbytes as bnb
 from safetensors import SafetensorError
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.util import get_rank
 from torch import nn
 
 from lacos_st.decoder.embedding_table import LacosEmbedding8bit, quantize_embedding_
@@ -190,6 +191,12 @@ class LacosSentenceTransformer(SentenceTransformer):
         tables = [name for name, module in self.named_modules() if isinstance(module, LacosEmbedding8bit)]
         return [f"{name}.{buffer}" for name in tables for buffer in ("weight", "absmax")]
 
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise LacosError(
+            "torch's DataParallel copies the model to each GPU at every step, where bitsandbytes' 8-bit weights lose "
+            "their scales. Start a process for each GPU instead: torchrun --nproc-per-node N your_script.py."
+        )
+
     @property
     def is_loaded_in_8bit(self) -> bool:
         """Tells the Trainer not to copy the model to every GPU of the process: 8-bit weights lose their scales."""
@@ -237,6 +244,9 @@ class LacosSentenceTransformer(SentenceTransformer):
     ) -> None:
         """Save a directory that stock `SentenceTransformer` loads.
 
+        Of several processes in a `torch.distributed` group the first one writes, and the others return at once: they
+        hold the same model, and sentence-transformers' trainer lets all of them save to the same directory.
+
         Args:
             path: Directory; a model there is replaced after the new one is complete. As for ST, None saves nothing.
             model_name: As for ST. Where it is the name of the repository on the Hub that the directory will be uploaded
@@ -250,7 +260,7 @@ class LacosSentenceTransformer(SentenceTransformer):
         Raises:
             LacosError: The disk is full or not writable, or there is nothing to save.
         """
-        if path is None:
+        if path is None or get_rank() > 0:
             return
         transformer = self.transformer
         target = Path(path)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainingArguments
-from sentence_transformers.base.sampler import BatchSamplers
+from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchSamplers
 
 from lacos_st.config import LacosConfig
 from lacos_st.data.held_out import hold_out
@@ -25,6 +25,7 @@ from lacos_st.model.frozen import base_dtype
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.training.losses import CachedMaskedMultipleNegativesRankingLoss, MaskedMultipleNegativesRankingLoss
+from lacos_st.training.processes import SharedBatches
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
@@ -145,13 +146,16 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
     return data, held
 
 
-def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None) -> torch.nn.Module:
+def build_loss(
+    config: LacosConfig, model: LacosSentenceTransformer, mini_batch: int | None = None, gather: bool = False
+) -> torch.nn.Module:
     """The contrastive objective that a recipe describes.
 
     Args:
         config: The recipe.
         model: The model to train.
         mini_batch: Rows to embed at a time. Default: all of a batch.
+        gather: Contrast with the rows of all processes.
 
     Returns:
         A plain loss, or its cached twin for mini-batches.
@@ -160,6 +164,7 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch:
         "scale": config.scale,
         "mask_duplicates": config.mask_duplicates,
         "mask_margin": config.mask_margin,
+        "gather_across_devices": gather,
     }
     if config.symmetric_loss:
         options |= {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
@@ -169,7 +174,12 @@ def build_loss(config: LacosConfig, model: LacosSentenceTransformer, mini_batch:
 
 
 def build_arguments(
-    config: LacosConfig, run: Path, data: DatasetDict, evaluator: BaseEvaluator | None, model: LacosSentenceTransformer
+    config: LacosConfig,
+    run: Path,
+    data: DatasetDict,
+    evaluator: BaseEvaluator | None,
+    model: LacosSentenceTransformer,
+    processes: int = 1,
 ) -> SentenceTransformerTrainingArguments:
     """The Trainer's arguments.
 
@@ -179,6 +189,7 @@ def build_arguments(
         data: To train on.
         evaluator: What chooses the best step; None: the held-out loss. Its primary metric is known.
         model: The model to train.
+        processes: That share a batch.
 
     Returns:
         The arguments.
@@ -187,12 +198,12 @@ def build_arguments(
     batches = sum(-(-rows // config.batch_size) for rows in data.num_rows.values())
     steps = config.max_steps or max(1, int(batches / config.gradient_accumulation_steps * config.epochs))
     every = config.eval_steps or max(1, -(-steps // _EVALUATIONS))
-    return SentenceTransformerTrainingArguments(
+    arguments = SentenceTransformerTrainingArguments(
         output_dir=str(run / "checkpoints"),
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
+        per_device_train_batch_size=config.batch_size,  # of all processes: `SharedBatches` cuts it
+        per_device_eval_batch_size=config.batch_size // processes,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps
@@ -205,7 +216,10 @@ def build_arguments(
         bf16=_autocasts(config, model) if config.bf16 is None else config.bf16,
         use_cpu=on_cpu,
         seed=config.seed,
+        data_seed=config.seed,  # else the process' own, by which each would draw other held-out rows
         batch_sampler=BatchSamplers.BATCH_SAMPLER,
+        multi_dataset_batch_sampler=SharedBatches if processes > 1 else MultiDatasetBatchSamplers.PROPORTIONAL,
+        ddp_find_unused_parameters=False,  # a step uses all of an adapter
         eval_strategy="steps",
         eval_steps=every,
         save_strategy="steps",
@@ -220,6 +234,8 @@ def build_arguments(
         restore_callback_states_from_checkpoint=True,  # early stopping counts on
         dataloader_pin_memory=not on_cpu,
     )
+    arguments.dataloader_drop_last = False  # set for several processes, whose last batches might differ: ours do not
+    return arguments
 
 
 def memory_options(config: LacosConfig, training: bool = True) -> dict[str, Any]:

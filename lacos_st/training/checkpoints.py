@@ -3,17 +3,18 @@
 recipe.yaml                 the recipe; another one must not go on from its checkpoints
 data.json                   what the rows are; neither must others
 mini_batch.json             texts to embed at a time, where memory decided that
-checkpoints/                the Trainer's
+checkpoints/                the Trainer's, each with `digests.json`
 finished/, training.json    the model while it is moved to the output, and the record in it
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 import warnings
 import zipfile
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from lacos_st.files import write_json
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_SEAL = "digests.json"
 # Settings that may change between a run and its continuation without changing what is learnt.
 _FREE = {"output", "overwrite", "report_to", "logging_steps"}
 
@@ -111,12 +113,24 @@ def prepare(config: LacosConfig, output: Path, run: Path) -> Path | None:
     return None
 
 
-def go_on(config: LacosConfig, data: tuple[DatasetDict, Dataset], run: Path, checkpoint: Path | None) -> Path | None:
+def described(data: tuple[DatasetDict, Dataset]) -> dict[str, str]:
+    """Say what the rows of a run are.
+
+    Args:
+        data: Rows to train on, by source, and held-out rows.
+
+    Returns:
+        Source -> how many rows these are, and a hash of them, in their order.
+    """
+    return {name: _describe(part) for name, part in [*data[0].items(), ("held-out rows", data[1])]}
+
+
+def go_on(config: LacosConfig, rows: dict[str, str], run: Path, checkpoint: Path | None) -> Path | None:
     """Go on from a checkpoint only with the rows that it was trained on, and keep what these are.
 
     Args:
         config: The recipe.
-        data: Rows to train on, by source, and held-out rows.
+        rows: What they are (`described`).
         run: The run's directory.
         checkpoint: What `prepare` found.
 
@@ -127,7 +141,6 @@ def go_on(config: LacosConfig, data: tuple[DatasetDict, Dataset], run: Path, che
         LacosError: The rows are others, and `overwrite` is not set.
     """
     record = run / "data.json"
-    rows = {name: _describe(part) for name, part in [*data[0].items(), ("held-out rows", data[1])]}
     if checkpoint is not None and record.is_file():
         changed = _differences(json.loads(record.read_text(encoding="utf-8")), rows)
         if changed and not config.overwrite:
@@ -143,8 +156,7 @@ def go_on(config: LacosConfig, data: tuple[DatasetDict, Dataset], run: Path, che
 
 
 def _describe(data: Dataset) -> str:
-    """How many rows these are, and a hash of them, in their order."""
-    seen = blake2b(digest_size=4)
+    seen = hashlib.blake2b(digest_size=4)
     for rows in data.iter(CHUNK):
         seen.update(json.dumps(rows).encode())
     return f"{len(data)} rows ({seen.hexdigest()})"
@@ -159,8 +171,8 @@ def _forget(run: Path) -> None:
 def latest_checkpoint(directory: Path) -> Path | None:
     """Find the newest checkpoint from which training can go on exactly.
 
-    Complete means: adapter, optimiser, scheduler and random state are readable, and the Trainer's own state, which
-    is written last, is there. Incomplete ones are skipped with a warning.
+    Complete means: adapter, optimiser, scheduler and random state are readable, the Trainer's own state, which
+    is written last, is there, and what was sealed has not changed. Others are skipped with a warning.
 
     Args:
         directory: Where `checkpoint-<step>` directories lie.
@@ -175,6 +187,21 @@ def latest_checkpoint(directory: Path) -> Path | None:
             return path
         warnings.warn(f"Skipping the incomplete checkpoint {str(path)!r}: {problem}.", stacklevel=2)
     return None
+
+
+def seal(checkpoint: Path) -> None:
+    """Keep digests of a checkpoint's files, so that one that a disk has damaged is not gone on from.
+
+    Args:
+        checkpoint: A complete one. The random states of other processes may still be on their way, and are left out.
+    """
+    files = [path for path in checkpoint.rglob("*") if path.is_file() and not re.match("rng_state_[1-9]", path.name)]
+    write_json(checkpoint / _SEAL, {path.relative_to(checkpoint).as_posix(): _digest(path) for path in files})
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
 
 
 def _incomplete(path: Path) -> str | None:
@@ -193,6 +220,10 @@ def _incomplete(path: Path) -> str | None:
                     return f"{name} is damaged"
         if not list(path.glob("rng_state*.pth")):
             return "its random state is missing"
+        if (path / _SEAL).is_file():  # else it was killed between the Trainer's last file and this one
+            for name, digest in json.loads((path / _SEAL).read_text(encoding="utf-8")).items():
+                if _digest(path / name) != digest:
+                    return f"{name} is damaged"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
     except Exception as error:  # safetensors raises a private type for a torn file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
@@ -9,12 +10,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate import PartialState
 from sentence_transformers import SentenceTransformerTrainer
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from lacos_st.training.processes import any_of_them
+
 
 class Progress(TrainerCallback):
-    """A progress bar with loss and pairs per second, lines where there is no terminal; an epoch has so many rows."""
+    """A progress bar with loss and pairs per second, lines where there is no terminal; an epoch has so many rows.
+
+    Of several processes the first one shows it.
+    """
 
     def __init__(self, rows: int) -> None:
         self.rows = rows
@@ -65,7 +72,8 @@ class _StopAndSave(TrainerCallback):
         self.interrupted = interrupted
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.interrupted.is_set():
+        if any_of_them(self.interrupted.is_set()):  # all must stop at the same step
+            self.interrupted.set()
             control.should_save = control.should_training_stop = True
 
 
@@ -78,10 +86,15 @@ def checkpoint_on_interrupt(trainer: SentenceTransformerTrainer) -> Iterator[thr
         yield interrupted
         return
 
+    first = math.inf
+
     def handle(*_: Any) -> None:
-        if interrupted.is_set():
+        nonlocal first
+        if interrupted.is_set() and time.monotonic() > first + 1:  # a launcher may pass a terminal's signal on again
             raise KeyboardInterrupt
-        print("\nInterrupted: writing a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
+        if not interrupted.is_set() and PartialState().is_main_process:
+            print("\nInterrupted: writing a checkpoint after this step. Ctrl-C again stops at once.", flush=True)
+        first = min(first, time.monotonic())
         interrupted.set()
 
     previous = signal.signal(signal.SIGINT, handle)

@@ -8,6 +8,9 @@ The loop is ST's own trainer, over what `assembly.py` makes of the recipe. This 
   The finished model appears in `<output>` at once and complete, and then the run directory goes.
 - *Nothing is mixed.* One process works on an output at a time; a checkpoint of another recipe or of other data, or a
   finished model, is an error unless `overwrite` is set. With it, too, an interrupted run of the same recipe goes on.
+
+Several processes call `train` alike and are one run (`processes.py`): the first one holds the lock, keeps the run's
+directory, shows progress and saves.
 """
 
 from __future__ import annotations
@@ -15,27 +18,28 @@ from __future__ import annotations
 import errno
 import gzip
 import json
+import logging
 import os
-import re
 import shutil
 import sys
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
+from accelerate import PartialState
+from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.config import LacosConfig
 from lacos_st.decoder.allocator import give_memory_back
-from lacos_st.decoder.memory import auto_batch_size
+from lacos_st.decoder.memory import auto_batch_size, available_memory
 from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
@@ -50,14 +54,18 @@ from lacos_st.training.assembly import (
     build_model,
     memory_options,
 )
-from lacos_st.training.checkpoints import go_on, is_finished, latest_checkpoint, prepare
+from lacos_st.training.checkpoints import described, go_on, is_finished, latest_checkpoint, prepare
+from lacos_st.training.processes import by_first, first_before_others, join
 from lacos_st.training.progress import EarlyStopping, Progress, checkpoint_on_interrupt
+from lacos_st.training.trainer import Trainer
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
     from sentence_transformers.base.evaluation import BaseEvaluator
 
+logger = logging.getLogger(__name__)
 _STS = sample_path("sts17")
+_CHOSEN = "mini_batch.json"
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -84,32 +92,23 @@ def train(
         LacosError: Bad data or settings, or an output that holds something else.
         TrainingInterrupted: Ctrl-C; the run can be resumed.
     """
-    _check_processes()
+    processes = join().num_processes
+    _check_divides(config.batch_size, processes)
     _check_reports(config.report_to)
     output = Path(config.output).resolve()  # the run is beside it, on its file system, also where it is `.` or a link
     run = Path(f"{output}.run")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LacosError(f"The output {config.output!r} cannot be made: {error.strerror}. Choose another.") from error
-    with locked(run), _gone_if_nothing_came(run):
-        finish_move(output)  # which a kill may have interrupted
-        if is_finished(config, output, run):  # it was killed just before its last step
-            shutil.rmtree(run)
+    with ExitStack() as held:
+        finished, checkpoint = by_first(lambda: _open(config, output, run, held))
+        if finished:  # it was killed just before its last step
             model = LacosSentenceTransformer(output)
             model.training_record = json.loads((output / "training.json").read_text(encoding="utf-8"))
             return model
-        find(config.base, config.revision)
-        checkpoint = prepare(config, output, run)
-        data = build_data(config)
-        checkpoint = go_on(config, data, run, checkpoint)
-        # Kept beside the checkpoints: with other mini-batches dropout would fall differently.
-        chosen = run / "mini_batch.json"
-        if checkpoint is not None and chosen.is_file():
-            mini_batch = json.loads(chosen.read_text(encoding="utf-8"))
-        else:
-            mini_batch = config.mini_batch_size or _mini_batch_that_fits(config, data[0])
-            write_json(chosen, mini_batch)
+        data = first_before_others(lambda: build_data(config))
+        rows = described(data)
+        if rows != by_first(lambda: rows):
+            raise LacosError("This process reads other data than the first one. All need the same files.")
+        checkpoint = by_first(lambda: go_on(config, rows, run, checkpoint))
+        mini_batch = by_first(lambda: _mini_batch(config, data[0], run, checkpoint, processes))
         while True:
             try:
                 model = _fit(config, run, checkpoint, data, mini_batch, evaluator, callbacks)
@@ -117,21 +116,42 @@ def train(
             except (MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                mini_batch = _smaller(config, mini_batch, error)
-                write_json(chosen, mini_batch)
+                mini_batch = _smaller(config, mini_batch, processes, error)
+                write_json(run / _CHOSEN, mini_batch)
                 checkpoint = latest_checkpoint(run / "checkpoints")
-        finished = run / "finished" / output.name  # written in there: what a kill leaves goes with the run
-        model.save_pretrained(str(finished))
-        try:
-            shutil.copyfile(finished / "training.json", run / "training.json")
-            move_into(finished, output)
-        except OSError as error:
-            if error.errno != errno.EXDEV:
-                raise disk_error(error, output) from error
-            model.save_pretrained(str(output))  # a mount point, into which nothing can be moved from beside it
-            shutil.rmtree(finished)
-        shutil.rmtree(run)
+        by_first(lambda: _place(model, output, run))
     return model
+
+
+def _open(config: LacosConfig, output: Path, run: Path, held: ExitStack) -> tuple[bool, Path | None]:
+    """Take hold of the run's directory: whether all is done already, else the checkpoint to go on from, if any."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise LacosError(f"The output {config.output!r} cannot be made: {error.strerror}. Choose another.") from error
+    held.enter_context(locked(run))
+    held.enter_context(_gone_if_nothing_came(run))
+    finish_move(output)  # which a kill may have interrupted
+    if is_finished(config, output, run):
+        shutil.rmtree(run)
+        return True, None
+    find(config.base, config.revision)
+    return False, prepare(config, output, run)
+
+
+def _place(model: LacosSentenceTransformer, output: Path, run: Path) -> None:
+    """Write the model beside the output, move it there at once, and take the run's directory away."""
+    finished = run / "finished" / output.name  # written in there: what a kill leaves goes with the run
+    model.save_pretrained(str(finished))
+    try:
+        shutil.copyfile(finished / "training.json", run / "training.json")
+        move_into(finished, output)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise disk_error(error, output) from error
+        model.save_pretrained(str(output))  # a mount point, into which nothing can be moved from beside it
+        shutil.rmtree(finished)
+    shutil.rmtree(run)
 
 
 @contextmanager
@@ -146,13 +166,12 @@ def _gone_if_nothing_came(run: Path) -> Iterator[None]:
         raise
 
 
-def _check_processes() -> None:
-    """Refuse to be one of several: each would train alone, and find the output locked by another."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and its like set it
-    if processes > 1:
+def _check_divides(batch_size: int, processes: int) -> None:
+    if batch_size % processes:
+        low = batch_size // processes * processes
         raise LacosError(
-            f"{processes} processes were started, and lacos-st train works in one process so far: run it without "
-            "torchrun."
+            f"batch_size={batch_size} rows do not divide evenly among {processes} processes: choose "
+            f"{f'{low} or ' if low else ''}{low + processes} (--batch-size), or another number of processes."
         )
 
 
@@ -165,21 +184,6 @@ def _check_reports(names: list[str]) -> None:
         raise LacosError(
             f"report_to={names} cannot be used here: {error} Install what it needs, or leave it out."
         ) from error
-
-
-class _Trainer(SentenceTransformerTrainer):
-    """ST's, and it says what to do where a checkpoint cannot be written."""
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        try:
-            super()._save_checkpoint(*args, **kwargs)
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, OSError) or re.search("PytorchStreamWriter|inline_container", str(error)):
-                raise LacosError(
-                    f"Writing a checkpoint to {self.args.output_dir!r} failed ({str(error).splitlines()[0]}). Free "
-                    "space or mend the directory, and run again: training goes on from the last complete checkpoint."
-                ) from error
-            raise
 
 
 def _fit(
@@ -195,27 +199,32 @@ def _fit(
     if config.gradient_checkpointing and not torch.cuda.is_available():
         give_memory_back()  # else the heap's holes eat most of what checkpointing saves
     set_seed(config.seed)
+    state = PartialState()
     rows = sum(data[0].num_rows.values())
     model = build_model(config)
     # Without examples for the Hub's widget ST would embed some of the data to find them.
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
-    trainer = _Trainer(
+    trainer = Trainer(
         model=model,
-        args=build_arguments(config, run, data[0], evaluator, model),
+        args=build_arguments(config, run, data[0], evaluator, model, state.num_processes),
         train_dataset=data[0],
         eval_dataset=data[1],
-        loss=build_loss(config, model, mini_batch),
+        loss=build_loss(config, model, mini_batch, gather=state.num_processes > 1),
         evaluator=evaluator,
         callbacks=list(callbacks or []),
     )
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
+    if trainer.pop_callback(ProgressCallback) is not None and state.is_main_process:
         trainer.add_callback(Progress(rows))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(config.early_stopping_patience))
-    before = sts_sample(model)
+    if state.num_processes > 1:
+        torch.manual_seed(config.seed + state.process_index)  # else dropout takes the same units in each
+    if checkpoint is not None:
+        _say_other_processes(checkpoint, state.num_processes)
+    before = by_first(lambda: sts_sample(model))
     model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
     with checkpoint_on_interrupt(trainer) as interrupted:
@@ -237,41 +246,64 @@ def _fit(
         "seconds": round(time.time() - started),
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": _device_name(model.device),
+        "processes": state.num_processes,
         "peak_bytes": _peak_bytes(model.device),
         "scores_before": before,
-        "scores_after": sts_sample(model),
+        "scores_after": by_first(lambda: sts_sample(model)),
         "log": trainer.state.log_history,
     }
     return model
 
 
-def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
-    """With `auto_batch_size`: texts to embed at a time so that a step fits; None where the whole batch does."""
-    if not config.auto_batch_size:
-        return None
-    rows = auto_batch_size(
-        base_config(config.base, config.revision),
-        largest=config.batch_size,
-        device="cuda" if torch.cuda.is_available() else "cpu",
-        texts=max(map(len, data.column_names.values())),
-        **memory_options(config),
-    )
-    return None if rows == config.batch_size else rows
+def _say_other_processes(checkpoint: Path, processes: int) -> None:
+    began = len(list(checkpoint.glob("rng_state*.pth")))  # one of each process
+    if began != processes:
+        logger.warning(
+            "This run had %d process(es) and goes on with %d: its batches stay what they are, up to rows that do not "
+            "divide evenly; dropout above 0 takes other units.", began, processes,
+        )  # fmt: skip
+
+
+def _mini_batch(
+    config: LacosConfig, data: DatasetDict, run: Path, checkpoint: Path | None, processes: int
+) -> int | None:
+    """Texts that a process embeds at a time; None: all of its share.
+
+    Kept beside the checkpoints: with other mini-batches dropout would fall differently.
+    """
+    chosen = run / _CHOSEN
+    if checkpoint is not None and chosen.is_file():
+        return json.loads(chosen.read_text(encoding="utf-8"))
+    rows = config.mini_batch_size
+    if rows is None and config.auto_batch_size:
+        on_cpu = not torch.cuda.is_available()
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if on_cpu else 1  # processes in the same memory
+        rows = auto_batch_size(
+            base_config(config.base, config.revision),
+            available=0.9 * available_memory("cpu") / beside if on_cpu else None,
+            largest=config.batch_size // processes,
+            device="cpu" if on_cpu else "cuda",
+            texts=max(map(len, data.column_names.values())),
+            **memory_options(config),
+        )
+        rows = None if rows == config.batch_size // processes else rows
+    write_json(chosen, rows)
+    return rows
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
-def _smaller(config: LacosConfig, mini_batch: int | None, error: BaseException) -> int:
+def _smaller(config: LacosConfig, mini_batch: int | None, processes: int, error: BaseException) -> int:
     """Half the texts at a time; gradient caching keeps the batch, and so what is learnt, the same."""
-    now = mini_batch or config.batch_size
-    if not config.auto_batch_size or now == 1:
+    now = mini_batch or config.batch_size // processes
+    if not config.auto_batch_size or now == 1 or processes > 1:  # others wait for a process that starts anew
         length = f" of up to {config.max_seq_length} tokens" if config.max_seq_length else ""
+        auto = "auto_batch_size (--auto-batch-size), " if processes == 1 else ""
         raise LacosError(
-            f"The memory does not hold {now} rows{length} at a time. Set auto_batch_size (--auto-batch-size), a "
-            "mini_batch_size, gradient_checkpointing or a smaller max_seq_length. What was trained so far is kept; "
-            "run again to go on."
+            f"The memory does not hold {now} rows{length} at a time. Set {auto}a mini_batch_size (--mini-batch-size), "
+            "gradient_checkpointing or a smaller max_seq_length. What was trained so far is kept; run again to go on."
         ) from error
     warnings.warn(f"Out of memory: going on with {now // 2} rows at a time instead of {now}.", stacklevel=3)
     torch.cuda.empty_cache()

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.training import train as training
+from lacos_st.training.checkpoints import latest_checkpoint
 from lacos_st.training.train import train
 
 
@@ -65,12 +66,60 @@ def test_what_else_fails_is_no_checkpoint(event, recipe, monkeypatch):
         train(LacosConfig(**recipe), callbacks=[type("Fails", (TrainerCallback,), {event: fail})()])
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_loss_that_is_no_number_stops_the_run(value, recipe, tmp_path, monkeypatch):
+    real = training.build_loss
+
+    def turning(*args, **options):
+        loss, calls = real(*args, **options), []
+        forward = loss.forward
+
+        def third(*given):
+            calls.append(loss.training)
+            return forward(*given) * (value if sum(calls) == 3 and loss.training else 1)
+
+        loss.forward = third
+        return loss
+
+    monkeypatch.setattr(training, "build_loss", turning)
+    with pytest.raises(LacosError, match=rf"The loss is {value} in step 3\..*learning_rate than 0\.01"):
+        train(LacosConfig(**recipe))
+    assert latest_checkpoint(tmp_path / "model.run" / "checkpoints").name == "checkpoint-2"
+
+
+def test_a_bit_that_flips_in_any_file_of_a_checkpoint_is_seen(recipe, tmp_path):
+    class Stop(TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            if state.global_step == 4:
+                raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(LacosConfig(**recipe), callbacks=[Stop()])
+    checkpoints = tmp_path / "model.run" / "checkpoints"
+    newest = checkpoints / "checkpoint-4"
+    assert latest_checkpoint(checkpoints) == newest
+    generator = torch.Generator().manual_seed(0)
+    files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
+    assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "trainer_state.json", "rng_state.pth"} <= {
+        path.name for path in files
+    }
+    for file in files:
+        whole = file.read_bytes()
+        place = int(torch.randint(len(whole), (), generator=generator))
+        bit = 1 << int(torch.randint(8, (), generator=generator))
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        with pytest.warns(UserWarning, match="checkpoint-4"):
+            assert latest_checkpoint(checkpoints).name == "checkpoint-2", file
+        file.write_bytes(whole)
+    assert latest_checkpoint(checkpoints) == newest
+
+
 def test_out_of_memory_halves_the_mini_batch_and_learns_the_same(recipe, tmp_path, monkeypatch):
     real, tried = training.build_loss, []
 
-    def too_large(config, model, mini_batch=None):
+    def too_large(config, model, mini_batch=None, **options):
         tried.append(mini_batch)
-        loss = real(config, model, mini_batch)
+        loss = real(config, model, mini_batch, **options)
         if mini_batch is None or mini_batch > 2:
 
             def fail(*args):

@@ -1,0 +1,48 @@
+"""sentence-transformers' trainer, and two faults told at once: a loss that is no number, a disk that is full.
+
+A checkpoint is sealed when it is written: digests of its files, by which a damaged one is told from a whole one.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from sentence_transformers import SentenceTransformerTrainer
+
+from lacos_st.errors import LacosError
+from lacos_st.training.checkpoints import seal
+
+
+class Trainer(SentenceTransformerTrainer):
+    """ST's, and it says what to do where a step or a checkpoint fails."""
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One step.
+
+        Raises:
+            LacosError: The loss is not a number, or infinite.
+        """
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):  # the Trainer itself would leave it out of the log, and go on
+            raise LacosError(
+                f"The loss is {loss.item()} in step {self.state.global_step + 1}. What was saved before is kept. Start "
+                f"anew (--overwrite) with a smaller learning_rate than {self.args.learning_rate:g}, or in full "
+                "precision (--quantization none)."
+            )
+        return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+            if self.args.should_save:
+                seal(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, OSError) or re.search("PytorchStreamWriter|inline_container", str(error)):
+                raise LacosError(
+                    f"Writing a checkpoint to {self.args.output_dir!r} failed ({str(error).splitlines()[0]}). Free "
+                    "space or mend the directory, and run again: training goes on from the last complete checkpoint."
+                ) from error
+            raise
