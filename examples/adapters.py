@@ -57,7 +57,7 @@ def agreement(model: LacosSentenceTransformer, by: str) -> float:
     """How often the nearest sentence has the same topic, or opinion; of words that no adapter has seen."""
     rows = sentences(UNSEEN_TOPICS, UNSEEN)
     embeddings = model.encode([row["text"] for row in rows])
-    near = np.array(model.similarity(embeddings, embeddings))
+    near = model.similarity(embeddings, embeddings).numpy()
     np.fill_diagonal(near, -1)
     return float(np.mean([row[by] == rows[i][by] for row, i in zip(rows, near.argmax(axis=1), strict=True)]))
 

@@ -24,7 +24,8 @@ def main(folder: Path) -> None:
     model = LacosSentenceTransformer("lacos-bloom")
     for name, precision in [("corpus.npy", "float32"), ("corpus.parquet", "int8"), ("bits.parquet", "ubinary")]:
         result = encode_file(model, corpus, folder / name, precision=precision, show_progress=False)
-        print(f"{name:<15} {precision:<8} {result.rows} rows of {result.dimension}, {result.output.stat().st_size:,} bytes")
+        size = result.output.stat().st_size
+        print(f"{name:<15} {precision:<8} {result.rows} rows of {result.dimension}, {size:,} bytes")
 
     embeddings = np.load(folder / "corpus.npy", mmap_mode="r")
     ids = pyarrow.parquet.read_table(folder / "corpus.parquet", columns=["id"])["id"].to_pylist()

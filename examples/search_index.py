@@ -66,8 +66,10 @@ def forms(corpus: np.ndarray) -> list[Form]:
         return bits.search(quantize_embeddings(query, "ubinary"), count)[1][0]
 
     def by_own_bits(query: np.ndarray) -> np.ndarray:
-        found = semantic_search_faiss(query, corpus_index=bits, corpus_precision="ubinary", top_k=K, rescore_multiplier=8)
-        return np.array([hit["corpus_id"] for hit in found[0][0]])
+        hits, _ = semantic_search_faiss(
+            query, corpus_index=bits, corpus_precision="ubinary", top_k=K, rescore_multiplier=8
+        )
+        return np.array([hit["corpus_id"] for hit in hits[0]])
 
     def by_bits_then(vectors: Callable[[np.ndarray], np.ndarray], query: np.ndarray) -> np.ndarray:
         candidates = by_bits(query, 8 * K)
@@ -125,7 +127,8 @@ def compare(corpus: np.ndarray, queries: np.ndarray) -> list[dict]:
 
 
 def table(results: list[dict]) -> str:
-    lines = ["| form | recall@10 | queries/s | times exact | bytes a vector | on disk |", "| --- " + "| ---: " * 5 + "|"]
+    lines = ["| form | recall@10 | queries/s | times exact | bytes a vector | on disk |"]
+    lines.append("| --- " + "| ---: " * 5 + "|")
     for row in results:
         rate, factor = 1 / row["seconds"], results[0]["seconds"] / row["seconds"]
         lines.append(
@@ -137,8 +140,7 @@ def table(results: list[dict]) -> str:
 
 def read(path: Path) -> list[str]:
     """Each line of a text file, each text of a JSON lines file; also gzipped."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-    with opened as file:
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
         lines = [line.strip() for line in file]
     if ".jsonl" not in path.suffixes:
         return lines

@@ -100,7 +100,7 @@ def check_port(port: int) -> None:
     if not 1 <= port <= 65535:
         raise LacosError(f"--port {port} is no port: choose a number from 1024 to 65535.")
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port closed just now is free
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port closed just now is free
         try:
             probe.bind((HOST, port))
         except OSError as error:
@@ -153,7 +153,9 @@ def build(model: SentenceTransformer, name: str) -> Any:
         gr.HTML(f"<h1>{escape(name)}</h1>")
         with gr.Row():
             with gr.Column(scale=2):
-                sentences = gr.Textbox(SENTENCES, label="Sentences, one a line, in any language", lines=12, max_lines=24)
+                sentences = gr.Textbox(
+                    SENTENCES, label="Sentences, one a line, in any language", lines=12, max_lines=24
+                )
             with gr.Column(scale=3):
                 query = gr.Textbox(QUERY, label="What is near to this?", lines=1)
                 fields = [sentences, query]

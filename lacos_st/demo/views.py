@@ -51,7 +51,7 @@ CSS = """
 
 
 def read_sentences(text: str) -> list[str]:
-    """Sentences of a text, one a line; blank lines and repetitions are left out.
+    r"""Sentences of a text, one a line; blank lines and repetitions are left out.
 
     Args:
         text: What stands in the page's field.
@@ -63,7 +63,7 @@ def read_sentences(text: str) -> list[str]:
         LacosError: There are more than the page can show.
 
     Example:
-        >>> read_sentences(" Bonjour. \\n\\nHola.\\nBonjour.")
+        >>> read_sentences(" Bonjour. \n\nHola.\nBonjour.")
         ['Bonjour.', 'Hola.']
     """
     found = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
@@ -128,11 +128,16 @@ def neighbours_html(sentences: Sequence[str], scores: np.ndarray) -> str:
         scores: (n,) cosines.
     """
     rows = "".join(
-        f"<tr><td class=number>{scores[i]:z.2f}</td><td class=bar><i style='width:{max(0.0, float(scores[i])):.1%}'></i>"
-        f"<span>{escape(sentences[i])}</span></td><td class=number>{i + 1}</td></tr>"
+        f"<tr><td class=number>{scores[i]:z.2f}</td>"
+        f"<td class=bar>{_bar(scores[i])}<span>{escape(sentences[i])}</span></td>"
+        f"<td class=number>{i + 1}</td></tr>"
         for i in np.argsort(-scores, kind="stable")
     )
     return f"<div class=lacos><table class=neighbours>{rows}</table></div>"
+
+
+def _bar(score: float) -> str:
+    return f"<i style='width:{max(0.0, float(score)):.1%}'></i>"
 
 
 def matrix_html(sentences: Sequence[str], similarity: np.ndarray) -> str:
