@@ -1,7 +1,7 @@
 """Search over an index: what smaller embeddings and faster indexes cost, in recall, speed and bytes.
 
     python examples/search_index.py                               # sentences that come with the package, half a minute
-    python examples/search_index.py --corpus a.txt b.jsonl.gz     # your own: a line is a sentence, or an object of them
+    python examples/search_index.py --corpus a.txt b.jsonl.gz     # your own: every text in them is a sentence
 
 Some sentences are queries and the rest is the corpus. Recall@10 is the part of the ten nearest by exact search that a
 form finds. Queries are asked one at a time on one thread, as a server would; of three rounds the fastest counts.
@@ -9,8 +9,6 @@ Needs faiss: pip install "lacos-st[examples]".
 """
 
 import argparse
-import gzip
-import json
 import random
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ from sentence_transformers import quantize_embeddings
 from sentence_transformers.util.quantization import semantic_search_faiss
 
 from lacos_st import LacosSentenceTransformer
+from lacos_st.data.readers import open_file
 from lacos_st.embedded.names import sample_path
 
 K = 10
@@ -139,12 +138,10 @@ def table(results: list[dict]) -> str:
 
 
 def read(path: Path) -> list[str]:
-    """Each line of a text file, each text of a JSON lines file; also gzipped."""
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-        lines = [line.strip() for line in file]
-    if ".jsonl" not in path.suffixes:
-        return lines
-    return [value for line in lines for value in json.loads(line).values() if isinstance(value, str)]
+    """All texts of a file: .txt (a line is one), .csv, .jsonl (each also .gz) or .parquet."""
+    table = open_file(path)
+    rows = table.rows(list(table.first().values))
+    return [text for row in rows for text in row.values.values() if isinstance(text, str)]
 
 
 def main() -> None:
