@@ -20,8 +20,8 @@ _LABEL = 32  # characters of a label in the map; each about so wide, and a row s
 _LETTER, _ROW = 6.2, 15.0
 
 CSS = """
-.lacos table { border-collapse: collapse; width: 100%; margin: 0; font-size: .92rem; }
-.lacos table tr, .lacos table td, .lacos table th { border: 0 !important; }
+.lacos table { border-collapse: collapse; width: 100%; margin: .3rem 0 0 !important; font-size: .92rem; }
+.lacos table, .lacos table tr, .lacos table td, .lacos table th { border: 0 !important; }
 .lacos td, .lacos th { padding: .28rem .5rem !important; color: var(--body-text-color); font-weight: 400 !important;
   text-align: left; }
 .lacos .number { color: var(--body-text-color-subdued); text-align: right; font-variant-numeric: tabular-nums;
@@ -42,8 +42,8 @@ CSS = """
 .lacos svg line { stroke: var(--body-text-color-subdued); stroke-width: .6; }
 .lacos .note { color: var(--body-text-color-subdued); font-size: .88rem; margin: .4rem 0 0; }
 @media (max-width: 700px) {
-  .lacos .matrix { font-size: .72rem; } .lacos .matrix .text { display: none; }
-  .lacos .matrix td, .lacos .matrix th { padding: .28rem .1rem !important; min-width: 1.7rem !important; }
+  .lacos .matrix { font-size: .66rem; } .lacos .matrix .text { display: none; }
+  .lacos .matrix td, .lacos .matrix th { padding: .28rem .05rem !important; min-width: 1.45rem !important; }
   .lacos svg .name { display: none; } .lacos svg text { font-size: 26px; } .lacos svg circle { r: 9px; }
   .lacos svg .query { r: 18px; }
 }
@@ -185,12 +185,14 @@ def map_html(sentences: Sequence[str], embeddings: np.ndarray, query: np.ndarray
     at[:, 1] = _HIGH - at[:, 1]
     labels = [f"{i + 1} {text[:_LABEL]}{'…' if len(text) > _LABEL else ''}" for i, text in enumerate(sentences)]
     rows = _apart(at[: len(labels)], labels)
-    points = "".join(_point(*at[i], rows[i], labels[i], text) for i, text in enumerate(sentences))
+    points = "".join(
+        _point(float(at[i, 0]), float(at[i, 1]), rows[i], labels[i], text) for i, text in enumerate(sentences)
+    )
     ring = f"<circle class=query cx={at[-1, 0]:.1f} cy={at[-1, 1]:.1f}><title>the query</title></circle>"
     note = f"The two directions in which these embeddings differ most; they hold {kept:.0%} of their variance."
     return (
         f"<div class=lacos><svg viewBox='0 0 {_WIDE} {_HIGH}' role=img aria-label='Map of the sentences'>"
-        f"{points}{ring if query is not None else ''}</svg>"
+        f"{ring if query is not None else ''}{points}</svg>"
         f"<p class=note>{note}{' The ring is the query.' if query is not None else ''}</p></div>"
     )
 
