@@ -140,7 +140,8 @@ def test_a_browser_without_a_network_shows_it(address):
         page.wait_for_selector("table.matrix")
         assert page.inner_text("h1") == "tiny <b>model</b>"
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        assert page.evaluate("getComputedStyle(document.body).fontFamily").startswith("system-ui")
+        text_in = "getComputedStyle(document.querySelector('textarea')).fontFamily"
+        assert page.evaluate(text_in).startswith("system-ui")
 
         hostile = "<script>document.title = 'taken'</script> ${1 + 1} {{value}}"
         page.get_by_label("Sentences, one a line").fill(f"{hostile}\nA man plays.")
