@@ -135,7 +135,6 @@ def test_a_browser_without_a_network_shows_it(address):
         page.set_default_timeout(240_000)
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("requestfailed", lambda request: said.append(request.url))
         page.goto(address)
         page.wait_for_selector("table.matrix")
         assert page.inner_text("h1") == "tiny <b>model</b>"
