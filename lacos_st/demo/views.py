@@ -20,11 +20,12 @@ _LABEL = 32  # characters of a label in the map; each about so wide, and a row s
 _LETTER, _ROW = 6.2, 15.0
 
 CSS = """
+.lacos { --quiet: color-mix(in srgb, var(--body-text-color) 65%, transparent); }
 .lacos table { border-collapse: collapse; width: 100%; margin: .3rem 0 0 !important; font-size: .92rem; }
 .lacos table, .lacos table tr, .lacos table td, .lacos table th { border: 0 !important; }
 .lacos td, .lacos th { padding: .28rem .5rem !important; color: var(--body-text-color); font-weight: 400 !important;
   text-align: left; }
-.lacos .number { color: color-mix(in srgb, var(--body-text-color) 65%, transparent); text-align: right; font-variant-numeric: tabular-nums;
+.lacos .number { color: var(--quiet); text-align: right; font-variant-numeric: tabular-nums;
   width: 1%; white-space: nowrap; }
 .lacos .bar { position: relative; }
 .lacos .bar i { position: absolute; inset: 2px auto 2px 0; border-radius: 3px; background: var(--color-accent);
@@ -36,11 +37,11 @@ CSS = """
 .lacos .matrix .text { min-width: 12rem; overflow-wrap: anywhere; }
 .lacos svg { width: 100%; max-width: 960px; height: auto; display: block; margin: auto; }
 .lacos svg text { fill: var(--body-text-color); font-size: 12px; }
-.lacos svg .name { fill: color-mix(in srgb, var(--body-text-color) 65%, transparent); }
+.lacos svg .name { fill: var(--quiet); }
 .lacos svg circle { fill: var(--color-accent); r: 5px; }
 .lacos svg .query { fill: none; stroke: var(--color-accent); stroke-width: 3; r: 11px; }
-.lacos svg line { stroke: color-mix(in srgb, var(--body-text-color) 65%, transparent); stroke-width: .6; }
-.lacos .note { color: color-mix(in srgb, var(--body-text-color) 65%, transparent); font-size: .88rem; margin: .4rem 0 0; }
+.lacos svg line { stroke: var(--quiet); stroke-width: .6; }
+.lacos .note { color: var(--quiet); font-size: .88rem; margin: .4rem 0 0; }
 @media (max-width: 700px) {
   .lacos .matrix { font-size: .66rem; } .lacos .matrix .text { display: none; }
   .lacos .matrix td, .lacos .matrix th { padding: .28rem .05rem !important; min-width: 1.45rem !important; }
