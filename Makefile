@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-lm test slow lint types clean
+.PHONY: demo demo-lm test slow examples lint types clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM = false
 demo: .venv/ready
 	$(BIN)/lacos-st train --overwrite
 	$(BIN)/lacos-st evaluate bloom-mini ./lacos-bloom --tasks sts-sample
-	$(BIN)/python examples/search.py ./lacos-bloom
+	$(BIN)/python examples/quickstart.py ./lacos-bloom
 
 # A real language model: fetches Gemma 3 270M (253 MB), converts it, trains it for ten minutes on English triplets.
 # With DATA=dir the STS sets of that directory (dir/stsb.hi.test.jsonl.gz, ...) are measured too.
@@ -28,7 +28,7 @@ demo-lm: .venv/gemma3
 	  --train-data "$$($(BIN)/python -c 'from lacos_st.embedded.names import sample_path; print(sample_path("nli-train"))')"
 	$(BIN)/lacos-st evaluate gemma3-270m ./lacos-gemma --tasks sts-sample
 	$(if $(DATA),$(BIN)/lacos-st evaluate gemma3-270m ./lacos-gemma --data-dir "$(DATA)")
-	$(BIN)/python examples/search.py ./lacos-gemma
+	$(BIN)/python examples/quickstart.py ./lacos-gemma
 
 .venv/gemma3: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[gemma3]"
@@ -39,6 +39,9 @@ test: .venv/ready
 
 slow: .venv/ready
 	$(BIN)/python -m pytest -m slow --timeout 3600
+
+examples: .venv/ready
+	$(BIN)/python -m pytest tests/test_examples.py -m "slow or not slow"
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -197,6 +197,10 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--quantization", choices=["int8", "none"], help="default: int8")
     memory.add_argument("--device", choices=["cpu", "cuda"], help="where it would run (default: cpu)")
 
+    demo = add("demo", _demo, "open a page on this machine: neighbours, similarities, a map, adapters switched")
+    demo.add_argument("model", nargs="?", default="lacos-bloom", help="a directory, an embedded model or a Hub name")
+    demo.add_argument("--port", type=int, default=7860, help="port of 127.0.0.1, where the page is")
+
     merge = add("merge", _merge, "fold the adapter into the base (in float, then 8 bits again)")
     merge.add_argument("model")
     merge.add_argument("output", metavar="OUT")
@@ -327,6 +331,14 @@ def _memory(arguments: argparse.Namespace) -> None:
     elif base is None:
         raise LacosError("Name a base, such as bigscience/bloom-560m, or a recipe: --config RECIPE.yaml.")
     print(predict(base_config(base, revision), **options | given).table())
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from lacos_st.demo.page import build, check_port, import_gradio, serve
+
+    check_port(arguments.port)
+    import_gradio()  # what is missing is said before a model is loaded
+    serve(build(_load(arguments.model), arguments.model), arguments.port)
 
 
 def _merge(arguments: argparse.Namespace) -> None:

@@ -115,7 +115,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys,
     assert err.startswith(f"lacos-st {arguments[0]}: error: ")
 
 
-@pytest.mark.parametrize("command", ["train", "encode", "evaluate", "report", "merge", "info", "init", "similarity"])
+@pytest.mark.parametrize(
+    "command", ["train", "encode", "evaluate", "report", "merge", "info", "init", "similarity", "demo"]
+)
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"])

@@ -1,9 +1,6 @@
-"""Search in four languages: `python examples/search.py [MODEL]`."""
+"""Embeddings of sentences in five languages, and a search across them: `python examples/quickstart.py [MODEL]`."""
 
-import logging
 import sys
-
-from transformers.utils.logging import disable_progress_bar
 
 from lacos_st import LacosSentenceTransformer
 
@@ -22,7 +19,9 @@ QUERIES = ["Someone is making music", "Dogs are running", "Children play footbal
 
 def main(name: str) -> None:
     model = LacosSentenceTransformer(name)
-    scores = model.similarity(model.encode_query(QUERIES), model.encode_document(SENTENCES))
+    embeddings = model.encode_document(SENTENCES)
+    print(f"{name}: {len(embeddings)} sentences, {embeddings.shape[1]} numbers each")
+    scores = model.similarity(model.encode_query(QUERIES), embeddings)
     for query, row in zip(QUERIES, scores, strict=True):
         print(f"\n{query}")
         for index in row.argsort(descending=True)[:3].tolist():
@@ -30,6 +29,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # advice on 4-bit kernels, which are not used
-    disable_progress_bar()
     main(sys.argv[1] if len(sys.argv) > 1 else "lacos-bloom")
