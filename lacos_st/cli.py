@@ -228,6 +228,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from lacos_st.training.measure import described
     from lacos_st.training.train import train
 
     names = {item.name for item in fields(LacosConfig)}
@@ -239,6 +240,8 @@ def _train(arguments: argparse.Namespace) -> None:
     )
     record = train(config).training_record
     assert record is not None  # train() has just made it
+    if record["held_out"]["before"]:
+        print(described(record["held_out"]))
     print(
         f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
         f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"

@@ -51,6 +51,7 @@ from lacos_st.training.assembly import (
     memory_options,
 )
 from lacos_st.training.checkpoints import go_on, is_finished, latest_checkpoint, prepare
+from lacos_st.training.measure import Measure, held_out_loss
 from lacos_st.training.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 
 if TYPE_CHECKING:
@@ -170,6 +171,11 @@ def _check_reports(names: list[str]) -> None:
 class _Trainer(SentenceTransformerTrainer):
     """ST's, and it says what to do where a checkpoint cannot be written."""
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As ST's; before the first step it leaves the random state alone, so that measuring changes no adapter."""
+        with torch.random.fork_rng(enabled=self.state.global_step == 0):
+            return super().evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._save_checkpoint(*args, **kwargs)
@@ -201,9 +207,11 @@ def _fit(
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
+    arguments = build_arguments(config, run, data[0], evaluator, model)
+    arguments.eval_on_start = checkpoint is None  # the loss before the first step; a checkpoint's log has it
     trainer = _Trainer(
         model=model,
-        args=build_arguments(config, run, data[0], evaluator, model),
+        args=arguments,
         train_dataset=data[0],
         eval_dataset=data[1],
         loss=build_loss(config, model, mini_batch),
@@ -215,7 +223,8 @@ def _fit(
         trainer.add_callback(Progress(rows))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStopping(config.early_stopping_patience))
-    before = sts_sample(model)
+    measure = Measure(data[1], config.batch_size, config.seed)
+    before = _before(run, model, measure)
     model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
     with checkpoint_on_interrupt(trainer) as interrupted:
@@ -227,10 +236,15 @@ def _fit(
         )
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
+    log, best = trainer.state.log_history, trainer.state.best_global_step
+    losses = held_out_loss(log, 0), held_out_loss(log, best)
+    own = [before["held_out"], measure(model, best)]
+    if None not in losses:
+        own = [{**found, "loss": loss} for found, loss in zip(own, losses, strict=True)]
     model.training_record = {
         "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
+        "best_step": best,
         "best_metric": trainer.state.best_metric,
         "rows": rows,
         "mini_batch_size": mini_batch,
@@ -238,11 +252,26 @@ def _fit(
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "device": _device_name(model.device),
         "peak_bytes": _peak_bytes(model.device),
-        "scores_before": before,
+        "scores_before": before["scores"],
         "scores_after": sts_sample(model),
-        "log": trainer.state.log_history,
+        "held_out": {"queries": measure.queries, "texts": measure.texts, "before": own[0], "after": own[1]},
+        "log": log,
     }
     return model
+
+
+def _before(run: Path, model: LacosSentenceTransformer, measure: Measure) -> dict[str, dict[str, float]]:
+    """Scores of the model as it is before the first step; kept beside the checkpoints, and read when a run goes on."""
+    kept = run / "before.json"
+    if kept.is_file():
+        found: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    found = {"scores": sts_sample(model), "held_out": measure(model)}
+    write_json(kept, found)
+    if found["held_out"]:
+        scores = ", ".join(f"{name} {value:.1f}" for name, value in found["held_out"].items())
+        print(f"before the first step: {scores} ({measure.queries:,} held-out queries)", flush=True)
+    return found
 
 
 def _mini_batch_that_fits(config: LacosConfig, data: DatasetDict) -> int | None:
