@@ -31,7 +31,19 @@ _EPILOG = """examples:
 """
 
 
-_PATHS = {"base", "config", "data_dir", "directory", "input", "model", "models", "output", "results", "train"}
+_PATHS = {
+    "base",
+    "config",
+    "data_dir",
+    "directory",
+    "input",
+    "model",
+    "models",
+    "output",
+    "results",
+    "retrieval",
+    "train",
+}
 
 
 class _Command(argparse.ArgumentParser):
@@ -152,11 +164,14 @@ def _parser() -> argparse.ArgumentParser:
     similarity.add_argument("model")
     similarity.add_argument("texts", nargs="+", metavar="TEXT")
 
-    evaluate = add("evaluate", _evaluate, "measure models on sentence similarity with MTEB, online or from files")
+    evaluate = add("evaluate", _evaluate, "measure models on similarity and retrieval with MTEB, online or from files")
     evaluate.add_argument("models", nargs="+", metavar="MODEL")
-    evaluate.add_argument("--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample or MTEB task names")
+    evaluate.add_argument(
+        "--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample, nanobeir, or MTEB task names"
+    )
     evaluate.add_argument("--languages", nargs="+", help="language codes; a set is kept if all its languages are")
     evaluate.add_argument("--data-dir", help="directory of <dataset>.<language>.<split>.jsonl[.gz] files")
+    evaluate.add_argument("--retrieval", nargs="+", metavar="FILE", default=[], help="pairs or triplets to search in")
     evaluate.add_argument("--split", default="test", choices=["test", "dev"], help="which files of --data-dir")
     evaluate.add_argument("--output", help="directory for results; a second run goes on where the first stopped")
     evaluate.add_argument("--batch-size", type=int, default=32, help="sentences in a batch")
@@ -289,7 +304,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lacos_st.evaluation.evaluate import evaluate
     from lacos_st.evaluation.tables import text
 
-    names = ("tasks", "languages", "data_dir", "split", "output", "batch_size")
+    names = ("tasks", "languages", "data_dir", "split", "retrieval", "output", "batch_size")
     print(text(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names})))
 
 

@@ -43,7 +43,8 @@ def as_retrieval(rows: Dataset | Mapping[str, Sequence[str]]) -> Retrieval:
         The task, in the order of the rows; without queries where every anchor lies in the pool.
 
     Example:
-        >>> task = as_retrieval({"anchor": ["a?", "b?", "a?"], "positive": ["A", "B", "C"], "negative": ["B", "D", "D"]})
+        >>> rows = {"anchor": ["a?", "b?", "a?"], "positive": ["A", "B", "C"], "negative": ["B", "D", "D"]}
+        >>> task = as_retrieval(rows)
         >>> task.queries, task.corpus
         ({'q0': 'a?', 'q1': 'b?'}, {'d0': 'A', 'd1': 'B', 'd2': 'D', 'd3': 'C'})
         >>> [sorted(right) for right in task.relevant.values()]

@@ -152,6 +152,11 @@ def _stock_says(transformer: nn.Module) -> str:
             "Stock sentence-transformers encodes with it. Save it again with lacos-st only: stock classes write the "
             f"adapter without its base, and that cannot be loaded.{'' if transformer.hub_name else upload}"
         )
+    if transformer.adapter_names and not transformer.is_base_on_hub:
+        return (
+            "Its base lies in a directory of the machine that it was saved on: nobody else can load it. To pass it on "
+            "save it with `self_contained=True`."
+        )
     if transformer.adapter_names:
         return (
             "Stock sentence-transformers encodes with it. Saved again by stock classes it loads its base in full "

@@ -37,7 +37,7 @@ from lacos_st.decoder.threads import as_many_threads_as_serve
 from lacos_st.errors import LacosError
 from lacos_st.files import stage_for, write_json
 from lacos_st.model.adapters import check_adapter_name
-from lacos_st.model.artifact import is_checkpoint, is_hub_name
+from lacos_st.model.artifact import check_others_can_load, is_checkpoint, is_hub_name
 from lacos_st.model.card import complete, describe, fill_in
 from lacos_st.model.decoders import check_decoder
 from lacos_st.model.dense import freeze_
@@ -290,6 +290,41 @@ class LacosSentenceTransformer(SentenceTransformer):
     def save_pretrained(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """Save the model; see `save`."""
         self.save(path, *args, **kwargs)
+
+    def push_to_hub(self, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> str:
+        """As ST's; the model goes to the Hub with its base, or as an adapter beside the name of a base that is there.
+
+        Args:
+            *args: As for ST.
+            self_contained: Upload the base too. Default: as for `save`.
+            **kwargs: As for ST.
+
+        Returns:
+            As ST's.
+
+        Raises:
+            LacosError: Nobody else could load what would be uploaded.
+
+        Example:
+            `model.push_to_hub("me/tickets", self_contained=True)`
+        """
+        transformer = self.transformer
+        given = inspect.signature(super().push_to_hub).bind(*args, **kwargs).arguments
+        if given.get("local_model_path") is not None:
+            check_others_can_load(given["local_model_path"])
+        elif self_contained is False and not (transformer.is_base_stored and transformer.is_base_on_hub):
+            raise LacosError(
+                f"self_contained=False would upload an adapter alone, and its base {transformer.base['name']!r} "
+                f"{'is not on the Hub' if transformer.is_base_stored else 'has changed since it was loaded'}: nobody "
+                "else could load it. Leave self_contained out, and the base is uploaded with it."
+            )
+        saved_choice = transformer.save_base
+        if self_contained is not None:
+            transformer.save_base = self_contained
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            transformer.save_base = saved_choice
 
     def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As ST's, with what `card.py` knows; a card that cannot be made is logged and the model saved, as by ST."""

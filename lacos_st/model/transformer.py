@@ -118,9 +118,9 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         self.base = describe_base(model_name_or_path, base, commit, kwargs.get("config_kwargs"))
         self.hub_name: str | None = None  # of what is saved, where the model around this module knows it
         self.saved_by_lacos: bool | None = None  # by the model around this module; None: there is none yet
-        self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
+        self.save_base = not self.is_base_on_hub
         # The rows of the table whose base lies where `base` says; None: in memory alone, for it has changed.
-        lies_somewhere = "path" in self.base or is_hub_name(self.base["name"])
+        lies_somewhere = "path" in self.base or self.is_base_on_hub
         self._stored_rows: int | None = self.model.config.vocab_size if lies_somewhere else None
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         if self.tokenizer.pad_token is None:
@@ -147,6 +147,11 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         parameters = self.model.named_parameters()
         trains = any(value.requires_grad for key, value in parameters if not is_trained(key))
         return self.quantization == "int8" or (bool(self.adapter_names) and not trains)
+
+    @property
+    def is_base_on_hub(self) -> bool:
+        """Whether the base was loaded from the Hub, where others find it."""
+        return "path" not in self.base and is_hub_name(self.base["name"])
 
     @property
     def is_base_stored(self) -> bool:

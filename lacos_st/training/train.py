@@ -237,10 +237,9 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     log, best = trainer.state.log_history, trainer.state.best_global_step
-    losses = held_out_loss(log, 0), held_out_loss(log, best)
     own = [before["held_out"], measure(model, best)]
-    if None not in losses:
-        own = [{**found, "loss": loss} for found, loss in zip(own, losses, strict=True)]
+    losses = held_out_loss(log, 0), held_out_loss(log, best)
+    own = [found | ({} if None in losses else {"loss": loss}) for found, loss in zip(own, losses, strict=True)]
     model.training_record = {
         "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
