@@ -232,7 +232,7 @@ class Evaluation:
         return sorted(rows, key=rows.__getitem__)
 
     def means(self, model: str) -> list[Mean]:
-        """Means over the sets that all models have: STS in English, BLOOM's languages, others, all; any other metric."""
+        """Means over the sets that all models have: English, BLOOM's languages, others, all STS; other metrics."""
         own, models = self.of(model), [self.of(other) for other in self.models]
         common = [
             r
