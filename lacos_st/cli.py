@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "turn results of evaluate into a self-contained page")
     report.add_argument("results", nargs="+", metavar="RESULTS")
     report.add_argument("-o", "--output", default="report.html", help="the page; plots go beside it")
-    report.add_argument("--title", default="Sentence similarity", help="heading of the page")
+    report.add_argument("--title", default="Evaluation", help="heading of the page")
     report.add_argument("--split", choices=["test", "dev"], help="results to show; default: test, where there are any")
 
     overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")

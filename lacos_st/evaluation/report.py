@@ -37,7 +37,7 @@ def write_report(
     results: Evaluation | Iterable[str | Path] | str | Path,
     output: str | Path = "report.html",
     *,
-    title: str = "Sentence similarity",
+    title: str = "Evaluation",
     split: str | None = None,
 ) -> list[Path]:
     """Write an evaluation as a self-contained page, and its plots.

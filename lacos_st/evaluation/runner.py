@@ -30,7 +30,7 @@ from lacos_st.evaluation.statistics import lexical_similarity, spearman
 from lacos_st.evaluation.tasks import Task
 from lacos_st.files import file_name
 from lacos_st.model.fingerprint import fingerprint
-from lacos_st.quiet import errors_only
+from lacos_st.quiet import errors_only, without_bars_of_datasets
 
 Done = dict[tuple[str, str], SetResult]
 _LEXICAL_FORM = "tfidf-char-2-4"
@@ -120,7 +120,7 @@ class Runner:
         if hasattr(task, "query_sink"):
             task.query_sink = queries.__setitem__
         try:
-            with errors_only("mteb"):  # superseded tasks; constant similarities, which the table reports
+            with without_bars_of_datasets(), errors_only("mteb"):  # superseded tasks; constant similarities, which the table reports
                 outcome = mteb.evaluate(
                     self.wrapper,
                     task,

@@ -42,9 +42,10 @@ def small(tiny_bloom) -> SentenceTransformer:
     return SentenceTransformer(str(tiny_bloom))
 
 
-def test_scores_are_those_of_sentence_transformers(tmp_path, small):
+def test_scores_are_those_of_sentence_transformers(tmp_path, small, capsys):
     path = write_tickets(tmp_path / "tickets.en.test.csv")
     (found,) = evaluate({"m": small}, retrieval=path, progress=False).sets
+    assert "corpus format" not in capsys.readouterr().err  # MTEB's progress bars
     task = as_retrieval(load_training_data(path))
     evaluator = InformationRetrievalEvaluator(task.queries, task.corpus, task.relevant)
     expected = {name.removeprefix("cosine_"): 100 * value for name, value in evaluator(small).items()}
