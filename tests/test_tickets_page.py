@@ -23,7 +23,7 @@ def scores(text):
 @pytest.mark.slow
 def test_the_page_runs_as_it_stands(tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    command = f"lacos-st() {{ {sys.executable} -m lacos_st.cli \"$@\"; }}; set -e\n"
+    command = f'lacos-st() {{ {sys.executable} -m lacos_st.cli "$@"; }}; set -e\n'
     told = ""
     with hub() as server:
         environment = {

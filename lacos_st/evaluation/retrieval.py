@@ -11,7 +11,7 @@ worth about seven points either way, and a reader has to see that. It uses MTEB'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,23 @@ def name_and_language(path: Path) -> tuple[str, str]:
     except LacosError:
         return ".".join([name, *rest]), UNKNOWN
     return name, rest[0]
+
+
+def by_name(paths: Sequence[str | Path]) -> dict[str, dict[str, list[Path]]]:
+    """Files as sets: name -> language -> the file.
+
+    Raises:
+        LacosError: A file is missing, or two would be one.
+    """
+    found: dict[str, dict[str, list[Path]]] = {}
+    for path in map(Path, paths):
+        name, language = name_and_language(path)
+        if not path.is_file():
+            raise LacosError(f"--retrieval {path} is no file.")
+        if language in found.setdefault(name, {}):
+            raise LacosError(f"{path} and {found[name][language][0]} would be one set, {name!r}: rename one.")
+        found[name][language] = [path]
+    return found
 
 
 def read_retrieval(path: Path) -> dict[str, Any]:

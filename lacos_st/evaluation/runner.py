@@ -120,7 +120,8 @@ class Runner:
         if hasattr(task, "query_sink"):
             task.query_sink = queries.__setitem__
         try:
-            with without_bars_of_datasets(), errors_only("mteb"):  # superseded tasks; constant similarities, which the table reports
+            # superseded tasks; constant similarities, which the table reports
+            with without_bars_of_datasets(), errors_only("mteb"):
                 outcome = mteb.evaluate(
                     self.wrapper,
                     task,

@@ -41,7 +41,7 @@ from lacos_st.evaluation.local_sets import (
     read_tables,
     scan,
 )
-from lacos_st.evaluation.retrieval import name_and_language, own_task, with_queries
+from lacos_st.evaluation.retrieval import by_name, own_task, with_queries
 from lacos_st.files import file_name
 
 ENGLISH = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "BIOSSES")
@@ -195,7 +195,10 @@ def plan(
         raise LacosError(f"split={split!r} is unknown: use 'test' or 'dev'.")
     wanted = [tasks] if isinstance(tasks, str) else list(tasks or ())
     wanted = [name.lower() if name.lower() in _GROUPS else name for name in wanted]
-    searched = _own_retrieval([retrieval] if isinstance(retrieval, str | Path) else retrieval, split)
+    searched = {
+        (OWN + name, split): Task(OWN + name, split, files, official=False, retrieval=True)
+        for name, files in by_name([retrieval] if isinstance(retrieval, str | Path) else retrieval).items()
+    }
     local: dict[tuple[str, str], Task] = {}
     if data_dir is not None:
         local = _local_tasks(Path(data_dir), split, _names(wanted) if wanted else None)
@@ -335,20 +338,6 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
             add(OWN + file.dataset, file.split, file.language, [file.path], official=False)
     if wanted is None and not found:
         raise MissingDataError(f"{data_dir} has no {split} split: its files are for another purpose.")
-    return found
-
-
-def _own_retrieval(files: Sequence[str | Path], split: str) -> dict[tuple[str, str], Task]:
-    """Files of pairs as tasks, by (name, split): one a name, with a subset a language."""
-    found: dict[tuple[str, str], Task] = {}
-    for path in map(Path, files):
-        name, language = name_and_language(path)
-        task = found.setdefault((OWN + name, split), Task(OWN + name, split, official=False, retrieval=True))
-        if language in task.files:
-            raise LacosError(f"{path} and {task.files[language][0]} would be one set, {name!r}: rename one.")
-        if not path.is_file():
-            raise LacosError(f"--retrieval {path} is no file.")
-        task.files[language] = [path]
     return found
 
 

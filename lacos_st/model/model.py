@@ -292,35 +292,19 @@ class LacosSentenceTransformer(SentenceTransformer):
         self.save(path, *args, **kwargs)
 
     def push_to_hub(self, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> str:
-        """As ST's; the model goes to the Hub with its base, or as an adapter beside the name of a base that is there.
-
-        Args:
-            *args: As for ST.
-            self_contained: Upload the base too. Default: as for `save`.
-            **kwargs: As for ST.
-
-        Returns:
-            As ST's.
+        """As ST's; `self_contained` says, as for `save`, whether the base is uploaded or its name on the Hub alone.
 
         Raises:
             LacosError: Nobody else could load what would be uploaded.
-
-        Example:
-            `model.push_to_hub("me/tickets", self_contained=True)`
         """
         transformer = self.transformer
         given = inspect.signature(super().push_to_hub).bind(*args, **kwargs).arguments
         if given.get("local_model_path") is not None:
             check_others_can_load(given["local_model_path"])
-        elif self_contained is False and not (transformer.is_base_stored and transformer.is_base_on_hub):
-            raise LacosError(
-                f"self_contained=False would upload an adapter alone, and its base {transformer.base['name']!r} "
-                f"{'is not on the Hub' if transformer.is_base_stored else 'has changed since it was loaded'}: nobody "
-                "else could load it. Leave self_contained out, and the base is uploaded with it."
-            )
+        elif self_contained is False:
+            transformer.check_others_find_base()
         saved_choice = transformer.save_base
-        if self_contained is not None:
-            transformer.save_base = self_contained
+        transformer.save_base = saved_choice if self_contained is None else self_contained
         try:
             return super().push_to_hub(*args, **kwargs)
         finally:

@@ -159,6 +159,19 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         changed = any(changes_base(self.model.peft_config[name]) for name in self.adapter_names)
         return self._stored_rows == self.model.config.vocab_size and not changed
 
+    def check_others_find_base(self) -> None:
+        """Refuse to part an adapter from a base that nobody else has.
+
+        Raises:
+            LacosError: The base lies in a local directory, or has changed since it was loaded.
+        """
+        if not (self.is_base_stored and self.is_base_on_hub):
+            raise LacosError(
+                f"self_contained=False would upload an adapter alone, and its base {self.base['name']!r} "
+                f"{'is not on the Hub' if self.is_base_stored else 'has changed since it was loaded'}: nobody else "
+                "could load it. Leave self_contained out, and the base is uploaded with it."
+            )
+
     @property
     def max_seq_length(self) -> int | None:
         """Tokens kept of each input, template included."""

@@ -80,9 +80,10 @@ class Measure:
         return {name: 100 * found[f"{_NAME}_{model.similarity_fn_name}_{metric}"] for name, metric in _METRICS.items()}
 
 
-def held_out_loss(log: list[dict[str, Any]], step: int | None) -> float | None:
-    """The held-out loss at a step, from the Trainer's log; None where it was not taken there."""
-    return next((entry["eval_loss"] for entry in log if entry["step"] == step and "eval_loss" in entry), None)
+def held_out_loss(log: list[dict[str, Any]], step: int | None) -> dict[str, float]:
+    """The held-out loss at a step, from the Trainer's log, as "loss"; empty where it was not taken there."""
+    found = [entry["eval_loss"] for entry in log if entry["step"] == step and "eval_loss" in entry]
+    return {"loss": found[0]} if found else {}
 
 
 def described(own: dict[str, Any]) -> str:

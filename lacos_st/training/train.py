@@ -237,9 +237,7 @@ def _fit(
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
     log, best = trainer.state.log_history, trainer.state.best_global_step
-    own = [before["held_out"], measure(model, best)]
-    losses = held_out_loss(log, 0), held_out_loss(log, best)
-    own = [found | ({} if None in losses else {"loss": loss}) for found, loss in zip(own, losses, strict=True)]
+    own = [{**before["held_out"], **held_out_loss(log, 0)}, {**measure(model, best), **held_out_loss(log, best)}]
     model.training_record = {
         "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
