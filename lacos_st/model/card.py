@@ -217,8 +217,6 @@ def held_out_rows(own: dict[str, Any]) -> list[tuple[str, str, str]]:
     """
     rows = []
     for name, before in own["before"].items():
-        if name not in own["after"]:  # a run that an older version began
-            continue
         label, digits = (name, 4) if name == "loss" else (f"{name} x 100", 2)
         rows.append((label, f"{before:.{digits}f}", f"{own['after'][name]:.{digits}f}"))
     return rows
