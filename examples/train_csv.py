@@ -1,6 +1,6 @@
 """Train on a CSV of your own: `python examples/train_csv.py [PAIRS.csv]`.
 
-The file has two columns of texts that mean the same; `tickets.csv` has messages to a help desk in four languages, and
+The file has two columns of texts that mean the same; `messages.csv` has messages to a help desk in four languages, and
 what each is about. Every fourth row is held out: how often is the right meaning the nearest, before and after?
 Several messages share a meaning, so that a batch holds it more than once; the loss masks such false negatives.
 """
@@ -49,4 +49,4 @@ def main(path: Path, folder: Path) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("tickets.csv"), Path(place))
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).with_name("messages.csv"), Path(place))

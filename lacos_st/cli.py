@@ -32,7 +32,19 @@ _EPILOG = """examples:
 """
 
 
-_PATHS = {"base", "config", "data_dir", "directory", "input", "model", "models", "output", "results", "train"}
+_PATHS = {
+    "base",
+    "config",
+    "data_dir",
+    "directory",
+    "input",
+    "model",
+    "models",
+    "output",
+    "results",
+    "retrieval",
+    "train",
+}
 
 
 class _Command(argparse.ArgumentParser):
@@ -156,11 +168,14 @@ def _parser() -> argparse.ArgumentParser:
     similarity.add_argument("model")
     similarity.add_argument("texts", nargs="+", metavar="TEXT")
 
-    evaluate = add("evaluate", _evaluate, "measure models on sentence similarity with MTEB, online or from files")
+    evaluate = add("evaluate", _evaluate, "measure models on similarity and retrieval with MTEB, online or from files")
     evaluate.add_argument("models", nargs="+", metavar="MODEL")
-    evaluate.add_argument("--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample or MTEB task names")
+    evaluate.add_argument(
+        "--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample, nanobeir, or MTEB task names"
+    )
     evaluate.add_argument("--languages", nargs="+", help="language codes; a set is kept if all its languages are")
     evaluate.add_argument("--data-dir", help="directory of <dataset>.<language>.<split>.jsonl[.gz] files")
+    evaluate.add_argument("--retrieval", nargs="+", metavar="FILE", default=[], help="pairs or triplets to search in")
     evaluate.add_argument("--split", default="test", choices=["test", "dev"], help="which files of --data-dir")
     evaluate.add_argument("--output", help="directory for results; a second run goes on where the first stopped")
     evaluate.add_argument("--batch-size", type=int, default=32, help="sentences in a batch")
@@ -168,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     report = add("report", _report, "turn results of evaluate into a self-contained page")
     report.add_argument("results", nargs="+", metavar="RESULTS")
     report.add_argument("-o", "--output", default="report.html", help="the page; plots go beside it")
-    report.add_argument("--title", default="Sentence similarity", help="heading of the page")
+    report.add_argument("--title", default="Evaluation", help="heading of the page")
     report.add_argument("--split", choices=["test", "dev"], help="results to show; default: test, where there are any")
 
     overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")
@@ -236,6 +251,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
+    from lacos_st.training.measure import described
     from lacos_st.training.processes import leave
     from lacos_st.training.train import train
 
@@ -251,6 +267,8 @@ def _train(arguments: argparse.Namespace) -> None:
     assert record is not None  # train() has just made it
     if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
         return
+    if record["held_out"]["before"]:
+        print(described(record["held_out"]))
     print(
         f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
         f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"
@@ -298,7 +316,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from lacos_st.evaluation.evaluate import evaluate
     from lacos_st.evaluation.tables import text
 
-    names = ("tasks", "languages", "data_dir", "split", "output", "batch_size")
+    names = ("tasks", "languages", "data_dir", "split", "retrieval", "output", "batch_size")
     print(text(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names})))
 
 

@@ -81,7 +81,7 @@ class LacosConfig:
     min_score: float | None = _option(None, "use scored pairs of at least this score; needed if there is a score")
     max_rows: int | None = _option(None, "use at most so many rows, of all data together")
     eval_data: list[str] = _option(
-        [], "triplets or pairs that choose the best step; none: a tenth of the pairs, at most 512"
+        [], "pairs or triplets that choose the best step, and are searched before and after; none: a tenth, at most 512"
     )
     # -- objective
     scale: float = _option(20.0, "similarities are multiplied by this (1 / temperature)")

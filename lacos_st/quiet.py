@@ -71,3 +71,17 @@ def errors_only(logger: str) -> Iterator[None]:
             yield
     finally:
         log.setLevel(level)
+
+
+@contextmanager
+def without_bars_of_datasets() -> Iterator[None]:
+    """Keep back progress bars of `datasets`, of which MTEB fills one for each column that it renames."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()

@@ -1,4 +1,4 @@
-"""Evaluation on sentence similarity with MTEB, and its reports."""
+"""Evaluation on sentence similarity and retrieval with MTEB, and its reports."""
 
 from typing import Any
 

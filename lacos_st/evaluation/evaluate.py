@@ -1,4 +1,4 @@
-"""`evaluate(models)`: STS scores with MTEB, with or without a network, resumable, never stale.
+"""`evaluate(models)`: STS and retrieval scores with MTEB, with or without a network, resumable, never stale.
 
 Data flow: `tasks.plan` turns names, groups and local files into tasks -> each runs through `mteb.evaluate`,
 which encodes the pairs, takes the correlations and writes its JSON -> the similarity of every pair is kept
@@ -42,23 +42,26 @@ def evaluate(
     languages: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
     split: str = "test",
+    retrieval: Sequence[str | Path] | str | Path = (),
     output: str | Path | None = None,
     batch_size: int = 32,
     baseline: bool = True,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate sentence-transformers models on STS sets.
+    """Evaluate sentence-transformers models on STS and retrieval sets.
 
     Args:
         models: A model object, a directory, a Hub name, `lacos-bloom`; or several; or name -> model. Several
             are compared with the first one. Models given by name are loaded one at a time.
         tasks: Groups (`sts-english`, `sts-multilingual`, `sts-sample`: four STS17 pairs that come with the
-            package), any MTEB task by name, or names of local data sets. None: every set of `data_dir`, or
-            without one both STS groups.
+            package, `nanobeir`: 13 small retrieval tasks), any MTEB task by name, or names of local data sets. None:
+            every set of `data_dir` and `retrieval`, or without either both STS groups.
         languages: Two-letter codes or subsets (`en-ar`). A subset is kept if all its languages are listed.
         data_dir: Directory with `<dataset>.<language>.<split>.jsonl[.gz]` files (sentence1, sentence2,
             score). They come before the Hub: what is there needs no network.
         split: `test`, or `dev` for the sets that are meant for choosing between models.
+        retrieval: Files of pairs or triplets, as `train` takes them: each anchor is a query, and all positives and
+            negatives are what it may find. A name such as `tickets.en.csv` says the language.
         output: Directory for MTEB's JSON, the pairs' similarities and the summary. A run with the same
             directory goes on where the last one stopped. None keeps everything in memory.
         batch_size: Sentences a batch.
@@ -81,7 +84,7 @@ def evaluate(
     """
     if not 1 <= batch_size < 2**31:
         raise LacosError(f"batch_size={batch_size} must be at least 1 and below 2 billion.")
-    planned = plan(tasks, languages, data_dir, split)
+    planned = plan(tasks, languages, data_dir, split, retrieval)
     _check([task for task in planned if task.files])
     directory = None if output is None else Path(output)
     if directory is not None:
@@ -169,6 +172,11 @@ class STSEvaluator(BaseEvaluator):
     ) -> None:
         super().__init__()
         self.planned = plan(tasks, languages, data_dir, split)
+        if other := [task.name for task in self.planned if not task.is_sts]:
+            raise LacosError(
+                f"STSEvaluator takes sentence similarity alone, and {other[0]} is none: use sentence-transformers' "
+                "InformationRetrievalEvaluator or NanoBEIREvaluator."
+            )
         _check(self.planned)
         self.batch_size = batch_size
         self.name = name

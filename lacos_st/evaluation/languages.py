@@ -26,6 +26,9 @@ BLOOM_LANGUAGES = frozenset(
     | {"tn", "ts", "tum", "tw", "ur", "vi", "wo", "xh", "yo", "zh", "zu"}
 )
 
+UNKNOWN = "und"
+"""The language of a file whose name has none, as ISO 639 calls it."""
+
 # MTEB names some sets by a member of a macrolanguage (`cmn` for Chinese); two-letter codes name the whole.
 _MACRO = {"cmn": "zh", "arb": "ar", "arq": "ar", "ary": "ar", "swh": "sw", "npi": "ne", "ory": "or", "pes": "fa"} | {
     "zsm": "ms",
@@ -47,6 +50,17 @@ def sts_tasks() -> dict[str, AbsTask]:
 
 
 @cache
+def official_task(name: str) -> AbsTask | None:
+    """MTEB's task of that name, of any type; None where there is none."""
+    if name.lower() in sts_tasks():
+        return sts_tasks()[name.lower()]
+    try:
+        return mteb.get_task(name)
+    except KeyError:
+        return None
+
+
+@cache
 def script_codes(subset: str) -> list[str]:
     """MTEB's codes (`spa-Latn`) of a subset named by a language (`es`, `pt-BR`) or languages (`es-en`, `en-es-wmt`).
 
@@ -61,6 +75,8 @@ def script_codes(subset: str) -> list[str]:
         >>> script_codes("pt-BR"), script_codes("zh-Hant"), script_codes("en-ar")
         (['por-Latn'], ['zho-Hant'], ['eng-Latn', 'ara-Arab'])
     """
+    if subset == UNKNOWN:
+        return [f"{UNKNOWN}-Zyyy"]
     tags: list[str] = []
     for part in (subset.lower() if subset.isupper() else subset).replace("_", "-").split("-"):
         language = _hf_lang_to_iso_lang_script(part)
@@ -109,9 +125,7 @@ def languages_of(task: str, subset: str) -> tuple[str, ...]:
         >>> languages_of("STS17", "es-en"), languages_of("KLUE-STS", "default"), languages_of("local-x", "fr")
         (('en', 'es'), ('ko',), ('fr',))
     """
-    official = sts_tasks().get(task.lower())
-    if official is None and subset == "default":
-        official = mteb.get_task(task)  # a task of another type
+    official = official_task(task)
     known = official.metadata.hf_subsets_to_langscripts.get(subset) if official is not None else None
     codes = (code.split("-")[0] for code in known or script_codes(subset))
     return tuple(sorted({two_letters(code) for code in codes}))

@@ -23,7 +23,7 @@ import pyarrow as pa
 from lacos_st.data.columns import text_fault
 from lacos_st.data.readers import DataError, open_file
 from lacos_st.errors import LacosError, listed, shown
-from lacos_st.evaluation.languages import script_codes, sts_tasks, two_letters
+from lacos_st.evaluation.languages import official_task, script_codes, sts_tasks, two_letters
 
 SLICE_PAIRS = 16_384
 """Pairs encoded at a time: two matrices of 16,384 x 1,024 floats are 134 MB."""
@@ -150,7 +150,7 @@ def is_reported(name: str, split: str) -> bool:
     >>> is_reported("KLUE-STS", "validation"), is_reported("STSBenchmark", "validation")
     (True, False)
     """
-    official = sts_tasks().get(name.lower()) if split in DEV else None
+    official = official_task(name) if split in DEV else None
     return split not in DEV or (official is not None and "test" not in official.metadata.eval_splits)
 
 

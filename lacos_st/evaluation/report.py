@@ -22,7 +22,7 @@ from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import language_name
 from lacos_st.evaluation.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.evaluation.statistics import Difference
-from lacos_st.evaluation.tables import beside_published, figure, notes
+from lacos_st.evaluation.tables import beside_published, figure, notes, other_metrics
 from lacos_st.files import atomic
 
 _TEMPLATE = Path(__file__).with_name("report.html")
@@ -37,7 +37,7 @@ def write_report(
     results: Evaluation | Iterable[str | Path] | str | Path,
     output: str | Path = "report.html",
     *,
-    title: str = "Sentence similarity",
+    title: str = "Evaluation",
     split: str | None = None,
 ) -> list[Path]:
     """Write an evaluation as a self-contained page, and its plots.
@@ -69,6 +69,8 @@ def write_report(
         "comparison": _comparisons(evaluation),
         "bars": _bars(evaluation),
         "sets": _sets(evaluation),
+        "metrics": _other_metrics(evaluation),
+        "sts": "" if any(r.is_sts for r in evaluation.sets) else " hidden",
         "published": _published(evaluation),
         "notes": "".join(f"<p class=soft>{escape(note)}</p>" for note in notes(evaluation)),
         # "</script" would end the script element and "<!--<script" keep it open; JSON allows the escaped form.
@@ -94,12 +96,20 @@ def _colour(position: int) -> str:
 
 
 def _intro(evaluation: Evaluation) -> str:
-    languages = {code for r in evaluation.sets for code in r.languages}
-    pairs = sum({r.name: len(r.gold) for r in evaluation.sets}.values())
-    return (
-        f"Spearman correlation of the cosine with the annotators, × 100. {len(evaluation.names)} sets, {pairs:,} "
-        f"pairs, {len(languages)} languages. A model’s revision is a digest of its content."
-    )
+    similarity = {r.name: r for r in evaluation.sets if r.is_sts}
+    others = {r.name: r for r in evaluation.sets if not r.is_sts}
+    parts = []
+    if similarity:
+        languages = {code for r in similarity.values() for code in r.languages}
+        pairs = sum(r.count for r in similarity.values())
+        parts.append(
+            f"Spearman correlation of the cosine with the annotators, × 100. {len(similarity)} sets, {pairs:,} pairs, "
+            f"{len(languages)} languages."
+        )
+    if others:
+        metrics = ", ".join(dict.fromkeys(r.group for r in others.values()))
+        parts.append(f"{metrics}, × 100: {len(others)} sets, {sum(r.count for r in others.values()):,} queries.")
+    return " ".join([*parts, "A model’s revision is a digest of its content."])
 
 
 def _legend(evaluation: Evaluation) -> str:
@@ -202,6 +212,8 @@ def _sets(evaluation: Evaluation) -> str:
     rows = []
     for name in evaluation.names:
         present = [by[c][name] for c in columns if name in by[c]]
+        if not present[0].is_sts:
+            continue
         cells = [f"<td>{_breakable(name)}</td>"]
         for column in columns:
             result = by[column].get(name)
@@ -217,6 +229,19 @@ def _sets(evaluation: Evaluation) -> str:
         cells.append(_cell(f"{seconds:.1f}", seconds))
         rows.append(f"<tr>{''.join(cells)}</tr>")
     return f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
+
+
+def _other_metrics(evaluation: Evaluation) -> str:
+    """Tables of the sets that are no STS, under a heading each."""
+    parts = []
+    for title, header, rows in other_metrics(evaluation):
+        head = "".join(f"<th>{escape(name).replace('@', '<wbr>@')}</th>" for name in header)
+        body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        parts.append(
+            f"<h2>{escape(title.replace(' x ', ' × '))}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
+            f"<tbody>{body}</tbody></table></div>"
+        )
+    return "".join(parts)
 
 
 def _breakable(name: str) -> str:

@@ -29,12 +29,15 @@ from safetensors.numpy import save
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import BLOOM_LANGUAGES
 from lacos_st.evaluation.local_sets import is_reported
-from lacos_st.evaluation.statistics import Difference, bootstrap, interval, paired
+from lacos_st.evaluation.retrieval import metric_name
+from lacos_st.evaluation.statistics import Difference, bootstrap, bootstrap_mean, interval, paired
 from lacos_st.evaluation.tasks import ENGLISH, MULTILINGUAL
 from lacos_st.files import atomic, file_name
 
 MODELS = "models.json"
 """File of an output directory: the models of its last run, in order."""
+SPEARMAN = "cosine_spearman"
+"""The metric of STS sets, as MTEB calls it."""
 LEXICAL = "lexical"
 """The baseline's name in tables and directories: character 2-4-gram TF-IDF."""
 
@@ -55,6 +58,9 @@ class SetResult:
         data: Revision of the data: the Hub's, or `local-` and a digest of the files.
         similarity: (pairs,) the model's similarity of each pair; empty for tasks other than STS.
         gold: (pairs,) the annotated similarity.
+        metric: What the score is, as MTEB calls it.
+        more: Further metrics of a retrieval set -> their values x 100.
+        each: (queries,) the score of each query of a retrieval set; empty for other sets.
     """
 
     model: str
@@ -68,6 +74,19 @@ class SetResult:
     data: str
     similarity: np.ndarray = field(repr=False)
     gold: np.ndarray = field(repr=False)
+    metric: str = SPEARMAN
+    more: dict[str, float] = field(default_factory=dict)
+    each: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+
+    @property
+    def is_sts(self) -> bool:
+        """Whether the score is a correlation with annotators: other metrics are never averaged with it."""
+        return self.metric == SPEARMAN
+
+    @property
+    def count(self) -> int:
+        """Pairs or queries, where they are known one by one."""
+        return len(self.gold) or len(self.each)
 
     @property
     def name(self) -> str:
@@ -81,14 +100,18 @@ class SetResult:
 
     @property
     def group(self) -> str:
-        """The mean that it counts in: English, or multilingual in BLOOM's languages or others."""
+        """The mean that it counts in: English, or multilingual in BLOOM's languages or others; or of its metric."""
+        if not self.is_sts:
+            return metric_name(self.metric)
         if self.task in ENGLISH:
             return "English"
         return "BLOOM languages" if BLOOM_LANGUAGES.issuperset(self.languages) else "other languages"
 
     @cached_property
     def samples(self) -> np.ndarray:
-        """(resamples,) bootstrap scores; empty where there are no pairs."""
+        """(resamples,) bootstrap scores; empty where there are no pairs and no queries."""
+        if len(self.each):
+            return bootstrap_mean(self.each, f"{self.name}/{self.split}")
         if not len(self.gold) or not np.isfinite(self.score):
             return np.empty(0)
         return bootstrap(self.gold, self.similarity, f"{self.name}/{self.split}")
@@ -102,11 +125,8 @@ class SetResult:
         """Write to `directory/<model>/<revision>/`, all at once."""
         path = detail_path(directory, self.model, self.revision, self.task, self.subset, self.split)
         path.parent.mkdir(parents=True, exist_ok=True)
-        facts = {k: v for k, v in asdict(self).items() if k not in ("similarity", "gold")}
-        arrays = {
-            "similarity": np.ascontiguousarray(self.similarity),
-            "gold": np.ascontiguousarray(self.gold),
-        }
+        facts = {k: v for k, v in asdict(self).items() if k not in _ARRAYS}
+        arrays = {name: np.ascontiguousarray(getattr(self, name)) for name in _ARRAYS}
         with atomic(path) as temporary:
             # not safetensors' own writer, whose files only their owner reads
             temporary.write_bytes(save(arrays, metadata={"result": json.dumps(facts)}))
@@ -121,7 +141,7 @@ class SetResult:
         try:
             with safe_open(path, framework="numpy") as stored:
                 facts = json.loads(stored.metadata()["result"])
-                arrays = {key: stored.get_tensor(key) for key in ("similarity", "gold")}
+                arrays = {key: stored.get_tensor(key) for key in stored.keys() if key in _ARRAYS}  # noqa: SIM118
             found = cls(**{**facts, "languages": tuple(facts["languages"])}, **arrays)
         except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as broken:
             raise LacosError(f"{path} is damaged ({broken}). Delete it and evaluate again.") from broken
@@ -138,10 +158,17 @@ class SetResult:
             "languages": bool(self.languages) and all(map(is_name, self.languages)),
             "score": _is_number(self.score) and not math.isinf(self.score),
             "seconds": _is_number(self.seconds) and math.isfinite(self.seconds),
-            **{name: _is_series(getattr(self, name)) for name in ("similarity", "gold")},
+            **{name: _is_series(getattr(self, name)) for name in _ARRAYS},
+            "metric": is_name(self.metric),
+            "more": isinstance(self.more, dict)
+            and all(map(is_name, self.more))
+            and all(map(_is_number, self.more.values())),
         }
         right["gold"] = right["gold"] and self.gold.shape == self.similarity.shape
         return next((name for name, fits in right.items() if not fits), None)
+
+
+_ARRAYS = ("similarity", "gold", "each")  # results of before there was retrieval have no `each`
 
 
 def is_name(value: Any) -> bool:
@@ -205,18 +232,20 @@ class Evaluation:
         return sorted(rows, key=rows.__getitem__)
 
     def means(self, model: str) -> list[Mean]:
-        """Means over the sets that every model has: English, BLOOM's languages, other languages, all."""
-        own, others = self.of(model), [self.of(other) for other in self.models]
+        """Means over the sets that all models have: English, BLOOM's languages, others, all STS; other metrics."""
+        own, models = self.of(model), [self.of(other) for other in self.models]
         common = [
             r
             for name, r in own.items()
-            if len(r.gold) and all(name in other and other[name].data == r.data for other in others)
+            if r.count and all(name in other and other[name].data == r.data for other in models)
         ]
         groups = {
             group: [r for r in common if r.group == group]
             for group in ("English", "BLOOM languages", "other languages")
         }
-        groups["all sets"] = common
+        others = list(dict.fromkeys(r.group for r in common if not r.is_sts))
+        groups["all STS sets" if others else "all sets"] = [r for r in common if r.is_sts]
+        groups |= {group: [r for r in common if r.group == group] for group in others}
         return [mean(group, results) for group, results in groups.items() if results]
 
     def compare(self, first: str, second: str) -> dict[str, Difference]:

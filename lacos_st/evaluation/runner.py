@@ -25,11 +25,12 @@ from sentence_transformers import SentenceTransformer
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import languages_of
 from lacos_st.evaluation.results import LEXICAL, SetResult, detail_path
+from lacos_st.evaluation.retrieval import MORE
 from lacos_st.evaluation.statistics import lexical_similarity, spearman
 from lacos_st.evaluation.tasks import Task
 from lacos_st.files import file_name
 from lacos_st.model.fingerprint import fingerprint
-from lacos_st.quiet import errors_only
+from lacos_st.quiet import errors_only, without_bars_of_datasets
 
 Done = dict[tuple[str, str], SetResult]
 _LEXICAL_FORM = "tfidf-char-2-4"
@@ -70,7 +71,7 @@ class Runner:
             results, resumable = self._cached(built, split)
             complete = all((self.name, subset) in results for subset in built.hf_subsets)
             if not complete:
-                results |= self._measure(built, split, resume=resumable)
+                results |= self._measure(built, split, results, resume=resumable)
             if baseline and hasattr(built, "sink"):
                 for subset in built.hf_subsets:
                     gold = results[self.name, subset].gold
@@ -102,9 +103,10 @@ class Runner:
             found[self.name, subset] = kept
         return found, True
 
-    def _measure(self, task: AbsTask, split: str, *, resume: bool) -> Done:
-        """Encode what is missing. Each set is kept as soon as it is done, before MTEB writes its JSON."""
+    def _measure(self, task: AbsTask, split: str, known: Done, *, resume: bool) -> Done:
+        """Encode what is not known. Each set is kept as soon as it is done, before MTEB writes its JSON."""
         found: Done = {}
+        queries: dict[str, np.ndarray] = {}
         started = time.perf_counter()
 
         def keep(subset: str, _: str, similarity: np.ndarray, gold: np.ndarray) -> None:
@@ -115,8 +117,11 @@ class Runner:
 
         if hasattr(task, "sink"):
             task.sink = keep
+        if hasattr(task, "query_sink"):
+            task.query_sink = queries.__setitem__
         try:
-            with errors_only("mteb"):  # superseded tasks; constant similarities, which the table reports
+            # superseded tasks; constant similarities, which the table reports
+            with without_bars_of_datasets(), errors_only("mteb"):
                 outcome = mteb.evaluate(
                     self.wrapper,
                     task,
@@ -132,11 +137,18 @@ class Runner:
                     f"{self.name} gives embeddings with NaN or infinity on {task.metadata.name}."
                 ) from error
             raise
-        if not hasattr(task, "sink"):  # not STS: MTEB's main score is all there is
+        if not hasattr(task, "sink"):  # not STS: MTEB's scores, and of a retrieval task those of each query
             none, seconds = np.empty(0), outcome.task_results[0].evaluation_time or 0.0
+            metric = task.metadata.main_score
             for scores in outcome.task_results[0].scores[split]:
-                subset, score = scores["hf_subset"], 100 * scores["main_score"]
-                found[self.name, subset] = self._keep(task, split, subset, score, seconds, none, none)
+                subset = scores["hf_subset"]
+                if (self.name, subset) in known:
+                    continue
+                found[self.name, subset] = self._keep(
+                    task, split, subset, 100 * scores["main_score"], seconds, none, none, metric=metric,
+                    more={name: 100 * scores[name] for name in MORE if name in scores and name != metric},
+                    each=100 * queries.get(subset, none),
+                )  # fmt: skip
         return found
 
     def _lexical(self, task: AbsTask, split: str, subset: str, gold: np.ndarray) -> SetResult:
@@ -170,6 +182,7 @@ class Runner:
         gold: np.ndarray,
         model: str = "",
         revision: str = "",
+        **more: Any,
     ) -> SetResult:
         name = task.metadata.name
         result = SetResult(
@@ -184,6 +197,7 @@ class Runner:
             data=task.metadata.revision,
             similarity=np.asarray(similarity, dtype=np.float64),
             gold=gold,
+            **more,
         )
         if self.directory is not None:
             result.save(self.directory / "details")

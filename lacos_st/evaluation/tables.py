@@ -2,8 +2,8 @@
 
 Three questions, one table each: how good is each model on each set (with its interval, beside the lexical
 baseline), where does it stand among published results on the *same* sets, and is the second model better than
-the first. A mean always says over how many sets it was taken, and a published mean is shown only over sets
-that the publication has, all of them.
+the first. Sets of another metric than Spearman's have a table and a mean of their own. A mean always says over how
+many sets it was taken, and a published mean is shown only over sets that the publication has, all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lacos_st.evaluation.results import LEXICAL, Evaluation, SetResult, column
+from lacos_st.evaluation.results import LEXICAL, SPEARMAN, Evaluation, SetResult, column
+from lacos_st.evaluation.retrieval import metric_name
 from lacos_st.evaluation.tasks import ENGLISH
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -38,6 +39,7 @@ CSV_COLUMNS = [
     "high",
     "seconds",
     "source",
+    "metric",
 ]
 
 
@@ -51,7 +53,8 @@ def published() -> list[dict[str, Any]]:
 
 def tables(evaluation: Evaluation) -> list[Table]:
     """All tables of an evaluation, in the order in which they are read."""
-    found = [_scores(evaluation), _means(evaluation), *beside_published(evaluation)]
+    found = [_scores(evaluation), *other_metrics(evaluation), _means(evaluation), *beside_published(evaluation)]
+    found = [table for table in found if table[2]]
     models = evaluation.models
     found += [_comparison(evaluation, models[0], other) for other in models[1:]]
     return found
@@ -97,10 +100,12 @@ def csv_rows(evaluation: Evaluation) -> str:
         for result in evaluation.of(name).values():
             low, high = result.interval
             kind = "baseline" if name == LEXICAL else "model"
-            facts = [result.split, " ".join(result.languages), result.group, len(result.gold)]
+            facts = [result.split, " ".join(result.languages), result.group, result.count]
             numbers = [f"{v:.4f}" for v in (result.score, low, high)] + [f"{result.seconds:.2f}"]
             names = [_no_formula(name) for name in (result.model, result.revision, result.name)]
-            writer.writerow([kind, *names, *facts, *numbers, "measured"])
+            writer.writerow([kind, *names, *facts, *numbers, "measured", result.metric])
+            for metric, score in result.more.items():
+                writer.writerow([kind, *names, *facts, f"{score:.4f}", "", "", "", "measured", metric])
         for mean in evaluation.means(name):
             low, high = mean.interval
             numbers = [f"{v:.4f}" for v in (mean.score, low, high)]
@@ -117,6 +122,7 @@ def csv_rows(evaluation: Evaluation) -> str:
                     *numbers,
                     "",
                     "measured",
+                    "",
                 ]
             )
     sets = {result.name: result for name in evaluation.models for result in evaluation.of(name).values()}
@@ -124,7 +130,9 @@ def csv_rows(evaluation: Evaluation) -> str:
         for name, score in row["scores"].items():
             if name in sets and sets[name].split == "test":
                 place = ["test", " ".join(sets[name].languages), sets[name].group, ""]
-                writer.writerow(["published", row["model"], "", name, *place, score, "", "", "", row["source"]])
+                writer.writerow(
+                    ["published", row["model"], "", name, *place, score, "", "", "", row["source"], SPEARMAN]
+                )
     return stream.getvalue()
 
 
@@ -139,13 +147,36 @@ def _scores(evaluation: Evaluation) -> Table:
     for name in evaluation.names:
         present = [by_model[c][name] for c in columns if name in by_model[c]]
         first = present[0]
-        cells = [name, " ".join(first.languages), str(len(first.gold) or "")]
+        if not first.is_sts:
+            continue
+        cells = [name, " ".join(first.languages), str(first.count or "")]
         for c in columns:
             result = by_model[c].get(name)
             cells.append("–" if result is None else figure(result.score) if c == LEXICAL else with_interval(result))
         seconds = [by_model[c][name].seconds for c in evaluation.models if name in by_model[c]]
         rows.append([*cells, f"{sum(seconds):.1f}"])
     return "Spearman x 100, with 95 % interval", ["set", "lang", "pairs", *columns, "seconds"], rows
+
+
+def other_metrics(evaluation: Evaluation) -> list[Table]:
+    """Tables of the sets that are no STS, one a main metric; of each set a row a metric."""
+    by_model = {name: evaluation.of(name) for name in evaluation.models}
+    found: dict[str, list[list[str]]] = {}
+    for name in evaluation.names:
+        results = [by_model[model].get(name) for model in evaluation.models]
+        first = next((result for result in results if result is not None and not result.is_sts), None)
+        if first is None:
+            continue
+        seconds = sum(result.seconds for result in results if result is not None)
+        rows = found.setdefault(first.metric, [])
+        cells = ["–" if result is None else with_interval(result) for result in results]
+        queries = str(first.count or "")
+        rows.append([name, " ".join(first.languages), queries, metric_name(first.metric), *cells, f"{seconds:.1f}"])
+        for metric in first.more:
+            values = [None if result is None else result.more.get(metric) for result in results]
+            rows.append(["", "", "", metric_name(metric), *("–" if v is None else figure(v) for v in values), ""])
+    header = ["set", "lang", "queries", "metric", *evaluation.models, "seconds"]
+    return [(f"{metric_name(metric)} x 100, with 95 % interval", header, rows) for metric, rows in found.items()]
 
 
 def _means(evaluation: Evaluation) -> Table:

@@ -21,12 +21,13 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from mteb._evaluators.any_sts_evaluator import AnySTSEvaluator
 from mteb.abstasks import AbsTask
+from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
-from lacos_st.evaluation.languages import languages_of, script_codes, two_letters
+from lacos_st.evaluation.languages import UNKNOWN, languages_of, script_codes, two_letters
 from lacos_st.evaluation.local_sets import (
     DEV,
     SLICE_PAIRS,
@@ -40,6 +41,7 @@ from lacos_st.evaluation.local_sets import (
     read_tables,
     scan,
 )
+from lacos_st.evaluation.retrieval import by_name, own_task, with_queries
 from lacos_st.files import file_name
 
 ENGLISH = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSBenchmark", "SICK-R", "BIOSSES")
@@ -62,6 +64,7 @@ class Task:
         keep: The subsets to run; empty means all.
         official: Whether the rows are those of the MTEB task of that name.
         from_group: Whether a group named it, so that it may be missing.
+        retrieval: Whether the files are pairs to search in, and no scored ones.
     """
 
     name: str
@@ -70,6 +73,12 @@ class Task:
     keep: list[str] = field(default_factory=list)
     official: bool = True
     from_group: bool = False
+    retrieval: bool = False
+
+    @property
+    def is_sts(self) -> bool:
+        """Whether its score is a correlation with annotators."""
+        return not self.retrieval if self.files else mteb.get_task(self.name).metadata.type == "STS"
 
     def build(self) -> AbsTask:
         """Load the rows and return the MTEB task, ready for `mteb.evaluate`.
@@ -80,6 +89,10 @@ class Task:
         """
         if not self.files:
             return self._fetch()
+        if self.retrieval:
+            revision = f"local-{content(self.files)}"
+            files = {language: self.files[language] for language in self.keep or self.files}
+            return own_task(file_name(self.name), self.split, files, revision)
         tables = {subset: read_tables(paths) for subset, paths in self.files.items()}
         if self.official:
             stock: Any = type(mteb.get_task(self.name))
@@ -120,6 +133,8 @@ class Task:
         plain = stock._evaluate_subset is AbsTaskSTS._evaluate_subset
         if plain and task.metadata.main_score == "cosine_spearman" and task.modalities == ["text"]:
             task = _streamed(stock)()
+        if isinstance(task, AbsTaskRetrieval):
+            task = with_queries(stock)()
         if self.keep:
             task.hf_subsets = list(self.keep)
         if self.split:
@@ -140,11 +155,15 @@ def _how_to_get(task: AbsTask, reason: Exception) -> str:
     name = f"{task.metadata.name.lower()}.{two_letters(subset)}.{task.eval_splits[0]}.jsonl"
     first = str(reason).strip().splitlines() or [type(reason).__name__]
     path = task.metadata.dataset["path"]
+    from_file = (
+        f", or save its rows (sentence1, sentence2, score) as {name} in a directory and name that with --data-dir"
+        if task.metadata.type == "STS"
+        else ""
+    )
     return (
         f"{task.metadata.name}: its data set {path!r} is not among the local files and could not be fetched "
-        f"({first[0]}). Either run once with a network and without HF_HUB_OFFLINE, after "
-        f"which it is read from the cache, or save its rows (sentence1, sentence2, score) as {name} in a "
-        "directory and name that with --data-dir."
+        f"({first[0]}). Run once with a network and without HF_HUB_OFFLINE, after which it is read from the "
+        f"cache{from_file}."
     )
 
 
@@ -153,16 +172,18 @@ def plan(
     languages: Sequence[str] | None = None,
     data_dir: str | Path | None = None,
     split: str = "test",
+    retrieval: Sequence[str | Path] | str | Path = (),
 ) -> list[Task]:
     """Decide what will run, reading only the files that may take part.
 
     Args:
-        tasks: Group names (`sts-english`, `sts-multilingual`, `sts-sample`), MTEB task names, or names of
-            local data sets. None: every set of `data_dir`, or without one both STS groups.
+        tasks: Group names (`sts-english`, `sts-multilingual`, `sts-sample`, `nanobeir`), MTEB task names, or names of
+            local data sets. None: every set of `data_dir` and `retrieval`, or without either both STS groups.
         languages: Keep the subsets whose languages are all among these two-letter codes, or that are named
             themselves (`en-ar`). None keeps all.
         data_dir: Directory with local files.
         split: `test` for the splits that MTEB reports, `dev` for those meant for choosing between models.
+        retrieval: Files of pairs or triplets, to search in.
 
     Returns:
         The tasks in a stable order: English, then multilingual, then local ones.
@@ -173,6 +194,11 @@ def plan(
     if split not in ("test", "dev"):
         raise LacosError(f"split={split!r} is unknown: use 'test' or 'dev'.")
     wanted = [tasks] if isinstance(tasks, str) else list(tasks or ())
+    wanted = [name.lower() if name.lower() in _GROUPS else name for name in wanted]
+    searched = {
+        (OWN + name, split): Task(OWN + name, split, files, official=False, retrieval=True)
+        for name, files in by_name([retrieval] if isinstance(retrieval, str | Path) else retrieval).items()
+    }
     local: dict[tuple[str, str], Task] = {}
     if data_dir is not None:
         local = _local_tasks(Path(data_dir), split, _names(wanted) if wanted else None)
@@ -182,7 +208,7 @@ def plan(
     chosen: dict[tuple[str, str], Task] = {}
     if not wanted and data_dir is not None:
         chosen = local
-    for name in wanted or ([] if data_dir is not None else ["sts-english", "sts-multilingual"]):
+    for name in wanted or ([] if data_dir is not None or searched else ["sts-english", "sts-multilingual"]):
         if name == "sts-sample":
             chosen.update(local)
         for member in _names([name]):
@@ -195,6 +221,9 @@ def plan(
                 online.from_group = name in _GROUPS
                 found = {(member, ""): online}
             chosen.update(found)
+    if both := searched.keys() & chosen.keys():
+        raise LacosError(f"Two sets are called {min(both)[0].removeprefix(OWN)!r}: rename the file of one.")
+    chosen = chosen | searched
     kept = [task for task in chosen.values() if _keep_languages(task, languages)]
     if not kept:
         raise LacosError(
@@ -228,6 +257,7 @@ _GROUPS: dict[str, Callable[[], Sequence[str]]] = {
     "sts-english": lambda: ENGLISH,
     "sts-multilingual": lambda: (*MULTILINGUAL, *_single_language()),
     "sts-sample": lambda: (),
+    "nanobeir": lambda: [task.metadata.name for task in mteb.get_benchmark("NanoBEIR").tasks],
 }
 
 
@@ -242,6 +272,8 @@ def _online(name: str, local: dict[tuple[str, str], Task], split: str) -> Task:
             f"{str(unknown.args[0]).removeprefix('KeyError: ')}"
         ) from unknown
     dev = [found for found in ("dev", "validation") if found in task.metadata.eval_splits]
+    if split == "dev" and task.metadata.type != "STS" and not (dev and "test" in task.metadata.eval_splits):
+        raise LacosError(f"{name} has no split to choose by: MTEB reports all of it. Leave --split dev out.")
     if split == "dev":
         return Task(name, split=dev[0] if dev and "test" in task.metadata.eval_splits else "validation")
     return Task(name, split="test" if "test" in task.metadata.eval_splits else "")
@@ -263,7 +295,9 @@ def _keep_languages(task: Task, languages: Sequence[str] | None) -> bool:
         return True
     wanted = {code.lower() for code in languages}
     subsets = list(task.files) or mteb.get_task(task.name).hf_subsets
-    task.keep = [s for s in subsets if s.lower() in wanted or wanted.issuperset(languages_of(task.name, s))]
+    task.keep = [
+        s for s in subsets if s == UNKNOWN or s.lower() in wanted or wanted.issuperset(languages_of(task.name, s))
+    ]
     return bool(task.keep)
 
 

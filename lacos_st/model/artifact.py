@@ -26,6 +26,7 @@ from sentence_transformers.util import load_file_path
 from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from lacos_st.errors import LacosError
 from lacos_st.model.adapters import is_adapter_name, matrices
 from lacos_st.model.frozen import base_dtype, is_trained
 
@@ -121,6 +122,32 @@ UNNAMED = "<the name of this repository: push_to_hub and save(model_name=...) wr
 def is_hub_name(name: str | None) -> bool:
     """Whether a name is of the form `owner/model`, and no local path."""
     return name is not None and not Path(name).is_absolute() and name.count("/") == 1 and not Path(name).exists()
+
+
+def check_others_can_load(directory: str | os.PathLike[str]) -> None:
+    """Refuse to upload a saved directory that only this machine can load.
+
+    Raises:
+        LacosError: It is an adapter whose base lies in a local directory, or its adapter does not say under which name
+            its base will be found.
+    """
+    for folder in ("", "adapter"):
+        try:
+            base = json.loads(Path(directory, folder, _ADAPTER[0]).read_text(encoding="utf-8"))[
+                "base_model_name_or_path"
+            ]
+        except (OSError, ValueError, KeyError):  # no adapter, or none that `opening.py` takes
+            continue
+        if base == UNNAMED:
+            raise LacosError(
+                f"The adapter in {str(directory)!r} does not say by which name its base will be found on the Hub, and "
+                "stock classes would not load it. Save it with model_name='owner/name', or leave local_model_path out."
+            )
+        if not is_hub_name(base):
+            raise LacosError(
+                f"{str(directory)!r} is an adapter whose base lies in {base!r}, where nobody else finds it. Save it "
+                "with self_contained=True, or leave local_model_path out."
+            )
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:

@@ -152,6 +152,11 @@ def _stock_says(transformer: nn.Module) -> str:
             "Stock sentence-transformers encodes with it. Save it again with lacos-st only: stock classes write the "
             f"adapter without its base, and that cannot be loaded.{'' if transformer.hub_name else upload}"
         )
+    if transformer.adapter_names and not transformer.is_base_on_hub:
+        return (
+            "Its base lies in a directory of the machine that it was saved on: nobody else can load it. To pass it on "
+            "save it with `self_contained=True`."
+        )
     if transformer.adapter_names:
         return (
             "Stock sentence-transformers encodes with it. Saved again by stock classes it loads its base in full "
@@ -171,6 +176,7 @@ def training_section(record: dict[str, Any]) -> str:
     """What training by `train` took and brought, as Markdown."""
     processes = record.get("processes", 1)
     each = f"{processes} processes, each on " if processes > 1 else ""
+    own = record.get("held_out") or {"before": {}}  # an older record has none
     return "\n".join(
         [
             "## LACoS training",
@@ -182,6 +188,7 @@ def training_section(record: dict[str, Any]) -> str:
             f"Data: {', '.join(record['recipe']['train_data']) or 'the samples that come with lacos-st'}. "
             "The licences of the base and of the data apply to the model.",
             "",
+            *(_held_out(own) if own["before"] else []),
             "| STS17 (Spearman x 100) | before | after |",
             "|---|---|---|",
             *(
@@ -198,6 +205,30 @@ def training_section(record: dict[str, Any]) -> str:
             "</details>",
         ]
     )
+
+
+def held_out_rows(own: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """What training brought on the held-out rows: metric, before, after, as texts.
+
+    Args:
+        own: Of the record of training: "before" and "after", with the loss and scores x 100.
+
+    Example:
+        >>> held_out_rows({"before": {"accuracy@1": 41.0, "loss": 1.2}, "after": {"accuracy@1": 62.5, "loss": 0.5}})
+        [('accuracy@1 x 100', '41.00', '62.50'), ('loss', '1.2000', '0.5000')]
+    """
+    rows = []
+    for name, before in own["before"].items():
+        label, digits = (name, 4) if name == "loss" else (f"{name} x 100", 2)
+        rows.append((label, f"{before:.{digits}f}", f"{own['after'][name]:.{digits}f}"))
+    return rows
+
+
+def _held_out(own: dict[str, Any]) -> list[str]:
+    """The same as a table."""
+    asked = f", {own['queries']:,} queries among {own['texts']:,} texts" if own["queries"] else ""
+    rows = [f"| {' | '.join(row)} |" for row in held_out_rows(own)]
+    return [f"| held-out rows{asked} | before | after |", "|---|---|---|", *rows, ""]
 
 
 def complete(

@@ -38,7 +38,7 @@ from lacos_st.decoder.threads import as_many_threads_as_serve
 from lacos_st.errors import LacosError
 from lacos_st.files import stage_for, write_json
 from lacos_st.model.adapters import check_adapter_name
-from lacos_st.model.artifact import is_checkpoint, is_hub_name
+from lacos_st.model.artifact import check_others_can_load, is_checkpoint, is_hub_name
 from lacos_st.model.card import complete, describe, fill_in
 from lacos_st.model.decoders import check_decoder
 from lacos_st.model.dense import freeze_
@@ -300,6 +300,25 @@ class LacosSentenceTransformer(SentenceTransformer):
     def save_pretrained(self, path: str | None, *args: Any, **kwargs: Any) -> None:
         """Save the model; see `save`."""
         self.save(path, *args, **kwargs)
+
+    def push_to_hub(self, *args: Any, self_contained: bool | None = None, **kwargs: Any) -> str:
+        """As ST's; `self_contained` says, as for `save`, whether the base is uploaded or its name on the Hub alone.
+
+        Raises:
+            LacosError: Nobody else could load what would be uploaded.
+        """
+        transformer = self.transformer
+        given = inspect.signature(super().push_to_hub).bind(*args, **kwargs).arguments
+        if given.get("local_model_path") is not None:
+            check_others_can_load(given["local_model_path"])
+        elif self_contained is False:
+            transformer.check_others_find_base()
+        saved_choice = transformer.save_base
+        transformer.save_base = saved_choice if self_contained is None else self_contained
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            transformer.save_base = saved_choice
 
     def _create_model_card(self, path: str, model_name: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As ST's, with what `card.py` knows; a card that cannot be made is logged and the model saved, as by ST."""

@@ -118,9 +118,9 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         self.base = describe_base(model_name_or_path, base, commit, kwargs.get("config_kwargs"))
         self.hub_name: str | None = None  # of what is saved, where the model around this module knows it
         self.saved_by_lacos: bool | None = None  # by the model around this module; None: there is none yet
-        self.save_base = "path" in self.base or not is_hub_name(self.base["name"])
+        self.save_base = not self.is_base_on_hub
         # The rows of the table whose base lies where `base` says; None: in memory alone, for it has changed.
-        lies_somewhere = "path" in self.base or is_hub_name(self.base["name"])
+        lies_somewhere = "path" in self.base or self.is_base_on_hub
         self._stored_rows: int | None = self.model.config.vocab_size if lies_somewhere else None
         stored = self.tokenizer.init_kwargs.get("lacos_template")
         if self.tokenizer.pad_token is None:
@@ -149,10 +149,28 @@ class LacosTransformer(WithAdapters, PreprocessingTransformer):
         return self.quantization == "int8" or (bool(self.adapter_names) and not trains)
 
     @property
+    def is_base_on_hub(self) -> bool:
+        """Whether the base was loaded from the Hub, where others find it."""
+        return "path" not in self.base and is_hub_name(self.base["name"])
+
+    @property
     def is_base_stored(self) -> bool:
         """Whether the base, as it is, lies in a directory or on the Hub, so that an adapter can refer to it."""
         changed = any(changes_base(self.model.peft_config[name]) for name in self.adapter_names)
         return self._stored_rows == self.model.config.vocab_size and not changed
+
+    def check_others_find_base(self) -> None:
+        """Refuse to part an adapter from a base that nobody else has.
+
+        Raises:
+            LacosError: The base lies in a local directory, or has changed since it was loaded.
+        """
+        if not (self.is_base_stored and self.is_base_on_hub):
+            raise LacosError(
+                f"self_contained=False would upload an adapter alone, and its base {self.base['name']!r} "
+                f"{'is not on the Hub' if self.is_base_stored else 'has changed since it was loaded'}: nobody else "
+                "could load it. Leave self_contained out, and the base is uploaded with it."
+            )
 
     @property
     def max_seq_length(self) -> int | None:

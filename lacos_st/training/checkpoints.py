@@ -3,6 +3,7 @@
 recipe.yaml                 the recipe; another one must not go on from its checkpoints
 data.json                   what the rows are; neither must others
 mini_batch.json             texts to embed at a time, where memory decided that
+before.json                 scores before the first step
 checkpoints/                the Trainer's, each with `digests.json`
 finished/, training.json    the model while it is moved to the output, and the record in it
 """
@@ -165,7 +166,8 @@ def _describe(data: Dataset) -> str:
 def _forget(run: Path) -> None:
     """Take away what a run has learnt."""
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    (run / "training.json").unlink(missing_ok=True)
+    for name in ("before.json", "training.json"):
+        (run / name).unlink(missing_ok=True)
 
 
 def latest_checkpoint(directory: Path) -> Path | None:

@@ -55,6 +55,7 @@ from lacos_st.training.assembly import (
     memory_options,
 )
 from lacos_st.training.checkpoints import described, go_on, is_finished, latest_checkpoint, prepare
+from lacos_st.training.measure import Measure, held_out_loss
 from lacos_st.training.processes import by_first, first_before_others, join
 from lacos_st.training.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 from lacos_st.training.trainer import Trainer
@@ -206,9 +207,11 @@ def _fit(
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
+    arguments = build_arguments(config, run, data[0], evaluator, model, state.num_processes)
+    arguments.eval_on_start = checkpoint is None  # the loss before the first step; a checkpoint's log has it
     trainer = Trainer(
         model=model,
-        args=build_arguments(config, run, data[0], evaluator, model, state.num_processes),
+        args=arguments,
         train_dataset=data[0],
         eval_dataset=data[1],
         loss=build_loss(config, model, mini_batch, gather=state.num_processes > 1),
@@ -224,7 +227,8 @@ def _fit(
         torch.manual_seed(config.seed + state.process_index)  # else dropout takes the same units in each
     if checkpoint is not None:
         _say_other_processes(checkpoint, state.num_processes)
-    before = by_first(lambda: sts_sample(model))
+    measure = Measure(data[1], config.batch_size, config.seed)
+    before = by_first(lambda: _before(run, model, measure))
     model.model_card_data.eval_results_dict.clear()  # the card's figures are those after training
     started = time.time()
     with checkpoint_on_interrupt(trainer) as interrupted:
@@ -236,10 +240,15 @@ def _fit(
         )
     trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # else autocast stays around `forward`
     model.eval()
+    log, best = trainer.state.log_history, trainer.state.best_global_step
+    own = [
+        {**before["held_out"], **held_out_loss(log, 0)},
+        {**by_first(lambda: measure(model, best)), **held_out_loss(log, best)},
+    ]
     model.training_record = {
         "recipe": {**config.to_dict(), **adapter_settings(model)},
         "steps": trainer.state.global_step,
-        "best_step": trainer.state.best_global_step,
+        "best_step": best,
         "best_metric": trainer.state.best_metric,
         "rows": rows,
         "mini_batch_size": mini_batch,
@@ -248,11 +257,26 @@ def _fit(
         "device": _device_name(model.device),
         "processes": state.num_processes,
         "peak_bytes": _peak_bytes(model.device),
-        "scores_before": before,
+        "scores_before": before["scores"],
         "scores_after": by_first(lambda: sts_sample(model)),
-        "log": trainer.state.log_history,
+        "held_out": {"queries": measure.queries, "texts": measure.texts, "before": own[0], "after": own[1]},
+        "log": log,
     }
     return model
+
+
+def _before(run: Path, model: LacosSentenceTransformer, measure: Measure) -> dict[str, dict[str, float]]:
+    """Scores of the model as it is before the first step; kept beside the checkpoints, and read when a run goes on."""
+    kept = run / "before.json"
+    if kept.is_file():
+        found: dict[str, dict[str, float]] = json.loads(kept.read_text(encoding="utf-8"))
+        return found
+    found = {"scores": sts_sample(model), "held_out": measure(model)}
+    write_json(kept, found)
+    if found["held_out"]:
+        scores = ", ".join(f"{name} {value:.1f}" for name, value in found["held_out"].items())
+        print(f"before the first step: {scores} ({measure.queries:,} held-out queries)", flush=True)
+    return found
 
 
 def _say_other_processes(checkpoint: Path, processes: int) -> None:

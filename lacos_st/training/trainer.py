@@ -34,6 +34,11 @@ class Trainer(SentenceTransformerTrainer):
             )
         return loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As ST's; before the first step it leaves the random state alone, so that measuring changes no adapter."""
+        with torch.random.fork_rng(enabled=self.state.global_step == 0):
+            return super().evaluate(*args, **kwargs)
+
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._save_checkpoint(*args, **kwargs)
