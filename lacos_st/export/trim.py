@@ -18,7 +18,6 @@ after.
 from __future__ import annotations
 
 import json
-import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -114,12 +113,8 @@ def trim_vocabulary(
     check_trimmable(told)
 
     rows, before = transformer.config.vocab_size, _sizes(model)
-    vocabulary = told["model"]["vocab"]
     used = always_kept(told) | _named(model, rows)
-    possible = fits(scripts) if scripts else None
-    of_script = {
-        number for token, number in vocabulary.items() if possible and possible(token_bytes(told)(token))
-    } - {token["id"] for token in told["added_tokens"] if token["special"]}
+    of_script = _of_scripts(told, scripts) if scripts else set()
     sample = list(dict.fromkeys(_sample(corpus) if corpus else _read_back(old, sorted(of_script))))
     bar = tqdm(desc="Tokenising", unit=" texts", disable=not show_progress)
     texts = 0
@@ -148,8 +143,10 @@ def trim_vocabulary(
             f"Trimmed, the model embeds the same texts otherwise (smallest cosine {cosine:.7f}): something besides its "
             "embedding table counts its tokens. Use it untrimmed."
         )
-    sizes = [(one, two) for one, two in zip(before, _sizes(model), strict=True)]
-    return TrimReport((rows, len(kept)), *sizes, texts or len(sample), len(sample), min(cosine, 1.0), scripts)
+    table, whole, file = zip(before, _sizes(model), strict=True)
+    return TrimReport(
+        (rows, len(kept)), table, whole, file, texts or len(sample), len(sample), min(cosine, 1.0), scripts
+    )
 
 
 def check_sources(corpus: Sequence[str | Path], languages: Sequence[str]) -> list[str]:
@@ -179,6 +176,13 @@ def _named(model: LacosSentenceTransformer, rows: int) -> set[int]:
     for _, value in _token_ids(model.transformer.config):
         found.update(value if isinstance(value, list) else [value])
     return {number for number in found if 0 <= number < rows}
+
+
+def _of_scripts(tokenizer: dict[str, Any], scripts: Sequence[str]) -> set[int]:
+    """Tokens that texts in some scripts can have; what is added to mark a place in a text is in none."""
+    possible, as_bytes = fits(scripts), token_bytes(tokenizer)
+    marks = {token["id"] for token in tokenizer["added_tokens"] if token["special"]}
+    return {number for token, number in tokenizer["model"]["vocab"].items() if possible(as_bytes(token))} - marks
 
 
 def _token_ids(config: Any) -> list[tuple[str, Any]]:
@@ -256,7 +260,7 @@ def _read_back(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 def _embed(model: LacosSentenceTransformer, texts: list[str]) -> Any:
     """Embeddings of length 1, in float64: fp32 alone would move a cosine by 1e-7."""
-    embeddings = model.encode(texts, show_progress_bar=False).astype(np.float64)
+    embeddings = np.asarray(model.encode(sentences=texts, show_progress_bar=False), np.float64)
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
 

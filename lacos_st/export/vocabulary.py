@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lacos_st.errors import LacosError
@@ -74,7 +75,7 @@ def with_pieces(tokenizer: _Json, ids: Iterable[int]) -> set[int]:
     """
     vocabulary = tokenizer["model"]["vocab"]
     names = {number: token for token, number in vocabulary.items()}
-    ranks = {pair: rank for rank, pair in enumerate(_merges(tokenizer))}
+    ranks = {pair: rank for rank, pair in enumerate(merges_of(tokenizer))}
     kept = set(ids)
     for number in list(kept):
         kept |= {vocabulary[piece] for piece in _pieces(names.get(number, ""), ranks) if piece in vocabulary}
@@ -86,7 +87,7 @@ def _pieces(token: str, ranks: dict[tuple[str, str], int]) -> Iterator[str]:
     parts = list(token)
     yield from parts
     while True:
-        found = [(ranks[pair], i) for i, pair in enumerate(zip(parts, parts[1:], strict=False)) if pair in ranks]
+        found = [(ranks[pair], i) for i, pair in enumerate(pairwise(parts)) if pair in ranks]
         if not found:
             return
         _, at = min(found)
@@ -107,7 +108,7 @@ def trimmed(tokenizer: _Json, kept: Sequence[int]) -> _Json:
     new = {old: position for position, old in enumerate(kept)}
     model = tokenizer["model"]
     vocabulary = {token: new[old] for token, old in model["vocab"].items() if old in new}
-    merges = [(left, right) for left, right in _merges(tokenizer) if {left, right, left + right} <= vocabulary.keys()]
+    merges = [(left, right) for left, right in merges_of(tokenizer) if {left, right, left + right} <= vocabulary.keys()]
     model |= {"vocab": vocabulary, "merges": [list(pair) for pair in merges]}
     added = [token for token in tokenizer["added_tokens"] if token["id"] in new]
     tokenizer["added_tokens"] = [{**token, "id": new[token["id"]]} for token in added]
@@ -117,9 +118,9 @@ def trimmed(tokenizer: _Json, kept: Sequence[int]) -> _Json:
     return tokenizer
 
 
-def _merges(tokenizer: _Json) -> list[tuple[str, str]]:
+def merges_of(tokenizer: _Json) -> list[tuple[str, str]]:
     """Merges as pairs; older files have "left right"."""
-    return [tuple(m.split(" ") if isinstance(m, str) else m) for m in tokenizer["model"]["merges"]]  # type: ignore[misc]
+    return [tuple(m.split(" ") if isinstance(m, str) else m) for m in tokenizer["model"]["merges"]]
 
 
 def _id_places(tokenizer: _Json) -> list[tuple[Any, Any]]:
