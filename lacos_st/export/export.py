@@ -50,12 +50,17 @@ def export(model: str, output: str | Path, format: Format = "hf") -> str:
 
         check_gguf()
     loaded = load_floating(model)
+    if format == "onnx" and loaded.transformer.attention != "causal":
+        raise LacosError(
+            "The model's tokens see both sides, which transformers computes from 5.2 on, and the ONNX converter works "
+            "with older versions: the embeddings would be others. --format openvino and --format hf hold it."
+        )
     stage = None
     try:
         stage = stage_for(target)
         staged = stage / target.name
         if format == "gguf":
-            told = write_gguf(loaded, staged)
+            told = f"Wrote {target}. {write_gguf(loaded, staged, target.name)}"
         else:
             from lacos_st.export.layout import write_layout
 

@@ -22,6 +22,7 @@ from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
 from lacos_st.model.frozen import is_trained
 from lacos_st.model.model import LacosSentenceTransformer
+from lacos_st.model.names import resolve
 from lacos_st.model.stock import inexpressible
 
 DTYPE = torch.bfloat16
@@ -39,24 +40,20 @@ def load_floating(name: str) -> LacosSentenceTransformer:
     Raises:
         LacosError: There is no such model, or it does what other software cannot.
     """
-    from lacos_st.model.names import resolve
-
     recorded = load_file_path(resolve(name), RECORD) is not None
     model = LacosSentenceTransformer(name, transformer_options=None if recorded else {"quantization": "none"})
     if missing := inexpressible(list(model)):
         raise LacosError(f"{name!r} has {' and '.join(missing)}, which only lacos-st computes: it cannot be exported.")
     transformer = model.transformer
-    stock = type(transformer.model)
-    stock = next(kind for kind in stock.__mro__ if kind.__module__.startswith("transformers."))
+    stock = next(kind for kind in type(transformer.model).__mro__ if kind.__module__.startswith("transformers."))
     config = deepcopy(transformer.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config.dtype, config.architectures = DTYPE, [stock.__name__]
     state = merged_state(transformer.model)
     transformer.model = stock.from_pretrained(None, config=config, state_dict=state, dtype=DTYPE).eval()
-    transformer.quantization, transformer.save_base = "none", True
-    origin = {key: value for key, value in transformer.base.items() if key != "path"}
-    transformer.base = origin | {"name": f"{str(origin['name']).rpartition('/')[2]}-merged", "revision": None}
+    transformer.quantization = "none"
+    transformer.rename_base(f"{str(transformer.base['name']).rpartition('/')[2].removesuffix('-merged')}-merged")
     return model
 
 

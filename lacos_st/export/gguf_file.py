@@ -52,12 +52,13 @@ class Family(NamedTuple):
     change: Callable[[str, Tensor, Any], Tensor]
 
 
-def write_gguf(model: LacosSentenceTransformer, file: Path) -> str:
+def write_gguf(model: LacosSentenceTransformer, file: Path, name: str) -> str:
     """Write a floating model.
 
     Args:
         model: As `load_floating` gives it.
         file: A new file.
+        name: What the file will be called.
 
     Returns:
         What is to be done with it, in words.
@@ -87,23 +88,23 @@ def write_gguf(model: LacosSentenceTransformer, file: Path) -> str:
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
     family.describe(writer, config, transformer.max_seq_length or 0)
     writer.add_pooling_type(gguf.PoolingType[_POOLING[pooling]])
-    write_vocabulary(writer, transformer.tokenizer, transformer.template, config.vocab_size)
+    left = write_vocabulary(writer, transformer.tokenizer, transformer.template, config.vocab_size)
     for key, tensor in transformer.model.state_dict().items():
         # without a head the names lack the first part that some families have
-        name = next((n for k in (key, f"model.{key}") if (n := names.get_name(k, (".weight", ".bias")))), None)
-        if name is None:
+        stored = next((n for k in (key, f"model.{key}") if (n := names.get_name(k, (".weight", ".bias")))), None)
+        if stored is None:
             raise LacosError(f"The gguf package has no name for the tensor {key!r} of a {config.model_type!r} model.")
         values = family.change(key, tensor.float(), config).contiguous().numpy()
         kind = gguf.GGMLQuantizationType.F32 if values.ndim == 1 else gguf.GGMLQuantizationType.BF16
-        writer.add_tensor(name, gguf.quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
+        writer.add_tensor(stored, gguf.quants.quantize(values.astype(np.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    told = [f"llama-server --embedding --pooling {_POOLING[pooling].lower()} -m FILE reads it"]
-    if used := [name for name, prompt in model.prompts.items() if prompt]:
-        told.append(f"it writes no prompt ({', '.join(used)}): put that before the texts yourself")
-    return "; ".join(told)
+    told = f"Serve it: llama-server --embedding --pooling {_POOLING[pooling].lower()} -m {name}"
+    if used := [prompt for prompt in model.prompts.values() if prompt]:
+        told += f"\nllama.cpp writes no prompt: put {' or '.join(map(repr, used))} before the texts yourself."
+    return f"{told}\n{left}".rstrip()
 
 
 def _pooling(model: LacosSentenceTransformer) -> str:

@@ -33,10 +33,10 @@ _SPACES = [
     {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
     {"type": "Prepend", "prepend": "▁"},
 ]
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = range(1, 7)  # kinds of tokens, as llama.cpp numbers them
 
 
-def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> None:
+def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> str:
     """Write a tokenizer's tokens, what joins them, and the tokens that have a role.
 
     Args:
@@ -44,6 +44,9 @@ def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> N
         tokenizer: A fast tokenizer of transformers.
         template: What stands around a text.
         rows: Of the embedding table, which may have more than there are tokens.
+
+    Returns:
+        What llama.cpp leaves to the caller, in words; empty where it is nothing.
 
     Raises:
         LacosError: A tokenizer or a template that llama.cpp has no name for.
@@ -58,7 +61,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> N
     kinds = [_kind(number, names, added, model) for number in range(rows)]
     tokens = [names.get(number, f"[PAD{number}]") for number in range(rows)]
     if is_byte_level(told):
-        _check_normalizer(told, ["NFC"])
+        composes = bool(_check_normalizer(told, ["NFC"]))
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_rule(told["pre_tokenizer"]))
         writer.add_token_merges([" ".join(pair) for pair in merges_of(told)])
@@ -67,6 +70,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> N
         if any(kind == _NORMAL and not set(token) <= letters for kind, token in zip(kinds, tokens, strict=True)):
             raise LacosError("The vocabulary is byte-level and has tokens that are no bytes: llama.cpp reads no such.")
     else:
+        composes = False
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(tokens, told))
@@ -80,6 +84,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> N
     before, after = _around(tokenizer, template)
     writer.add_add_bos_token(before)
     writer.add_add_eos_token(after)
+    return "llama.cpp does not compose letters and accents: give it texts in Unicode's form NFC." if composes else ""
 
 
 def _kind(number: int, names: dict[int, str], added: dict[int, Any], model: dict[str, Any]) -> int:

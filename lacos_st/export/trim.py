@@ -205,10 +205,8 @@ def _exchange(model: LacosSentenceTransformer, tokenizer: Any, kept: Sequence[in
     transformer.model.get_input_embeddings().padding_idx = transformer.config.pad_token_id
     tokenizer.padding_side = transformer.tokenizer.padding_side
     transformer.processor = tokenizer
-    origin = {key: value for key, value in transformer.base.items() if key != "path"}
-    name = str(origin["name"]).rpartition("/")[2].removesuffix("-trimmed")
-    transformer.base = origin | {"name": f"{name}-trimmed", "revision": None}
-    transformer.save_base = True
+    name = str(transformer.base["name"]).rpartition("/")[2].removesuffix("-trimmed")
+    transformer.rename_base(f"{name}-trimmed")
 
 
 def _smaller(tokenizer: Any, told: dict[str, Any]) -> Any:

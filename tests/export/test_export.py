@@ -67,6 +67,12 @@ def test_a_converter_is_a_command_of_its_own(format, tiny_bloom, tmp_path, capsy
     assert SentenceTransformer(str(out)).encode("a").shape == (64,)
 
 
+def test_the_onnx_converter_is_too_old_for_both_sides(tmp_path, capsys):
+    assert main(["export", "lacos-bloom", str(tmp_path / "out"), "--format", "onnx"]) == 2
+    assert "see both sides" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -35,7 +35,8 @@ def test_a_family_is_read_back(family, tiny_bloom, tiny_gemma, tmp_path):
     base = {"bloom": tiny_bloom, "gemma3_text": tiny_gemma}.get(family) or write(family, tiny_bloom, tmp_path / "base")
     model = save(base, tmp_path / "model", max_seq_length=5)
     told = export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
-    assert "--pooling mean" in told
+    assert "--pooling mean -m model.gguf" in told
+    assert ("form NFC" in told) == (family == "qwen2")  # transformers gives Qwen 2 a tokenizer of its own
     config = AutoConfig.from_pretrained(base)  # transformers does not read all that the file says of Qwen 3
     read = AutoModel.from_pretrained(tmp_path, gguf_file="model.gguf", config=config, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
@@ -48,7 +49,7 @@ def test_a_family_is_read_back(family, tiny_bloom, tiny_gemma, tmp_path):
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     fields = {key: field.contents() for key, field in reader.fields.items()}
     assert fields[f"{fields['general.architecture']}.pooling_type"] == gguf.PoolingType.MEAN
-    rule = {"qwen2": "qwen2", "gemma3_text": "default"}.get(family, "bloom")  # transformers gives Qwen 2 its own
+    rule = {"qwen2": "qwen2", "gemma3_text": "default"}.get(family, "bloom")
     assert (fields["tokenizer.ggml.pre"], fields["tokenizer.ggml.add_eos_token"]) == (rule, True)
     assert fields["tokenizer.ggml.add_bos_token"] == (family == "gemma3_text")
 
