@@ -22,7 +22,7 @@ from lacos_st.errors import LacosError
 from lacos_st.model.artifact import RECORD
 from lacos_st.model.frozen import is_trained
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.model.names import resolve
+from lacos_st.model.names import base_config, resolve
 from lacos_st.model.stock import inexpressible
 
 DTYPE = torch.bfloat16
@@ -40,8 +40,8 @@ def load_floating(name: str) -> LacosSentenceTransformer:
     Raises:
         LacosError: There is no such model, or it does what other software cannot.
     """
-    recorded = load_file_path(resolve(name), RECORD) is not None
-    model = LacosSentenceTransformer(name, transformer_options=None if recorded else {"quantization": "none"})
+    rounded = load_file_path(resolve(name), RECORD) is not None or hasattr(base_config(name), "quantization_config")
+    model = LacosSentenceTransformer(name, transformer_options=None if rounded else {"quantization": "none"})
     if missing := inexpressible(list(model)):
         raise LacosError(f"{name!r} has {' and '.join(missing)}, which only lacos-st computes: it cannot be exported.")
     transformer = model.transformer

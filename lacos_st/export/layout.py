@@ -4,7 +4,8 @@
     tokenizer.json, ...               the template in its post-processor
     modules.json, 1_Pooling/, ...     sentence-transformers', by the names and keys that its first versions had
 
-sentence-transformers reads its old names as well as its new ones; others look for the old ones alone.
+sentence-transformers reads its old names as well as its new ones; others look for the old ones alone. The same holds for
+the name of the tokenizer's class, which transformers 4 would not know.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ def write_layout(model: LacosSentenceTransformer, directory: Path) -> None:
         if isinstance(module, Pooling):
             _write(directory / entry["path"] / "config.json", _old_pooling(module))
     _write(listing, entries)
+    settings = directory / "tokenizer_config.json"
+    told = json.loads(settings.read_text(encoding="utf-8"))
+    _write(
+        settings, told | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    )  # what reads tokenizer.json, since version 4
     length = model.transformer.max_seq_length
     _write(directory / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
 
