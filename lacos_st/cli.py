@@ -35,6 +35,7 @@ _EPILOG = """examples:
 _PATHS = {
     "base",
     "config",
+    "corpus",
     "data_dir",
     "directory",
     "input",
@@ -220,6 +221,27 @@ def _parser() -> argparse.ArgumentParser:
     merge.add_argument("model")
     merge.add_argument("output", metavar="OUT")
 
+    trim = add("trim", _trim, "keep the tokens that your texts or languages use: a smaller model, the same embeddings")
+    trim.add_argument("model")
+    trim.add_argument("output", metavar="OUT")
+    trim.add_argument(
+        "--corpus", nargs="+", metavar="FILE",
+        help=".txt, .csv, .tsv, .jsonl (each also .gz), .parquet: the tokens of every text in every column stay",
+    )  # fmt: skip
+    trim.add_argument(
+        "--languages", nargs="+", metavar="CODE",
+        help="for example en fr ar: every token stays that a text in their scripts can have, in any language of these",
+    )  # fmt: skip
+
+    export = add("export", _export, "write a model for other software: one 16-bit checkpoint, the adapter folded in")
+    export.add_argument("model")
+    export.add_argument("output", metavar="OUT", help="a directory; for gguf a file that ends in .gguf")
+    export.add_argument(
+        "--format", default="hf", choices=["hf", "gguf", "onnx", "openvino"],
+        help="hf: transformers' and sentence-transformers' layout; gguf: llama.cpp; onnx, openvino: as hf, and the "
+        "commands that convert it",
+    )  # fmt: skip
+
     info = add("info", _info, "say what a model is made of")
     info.add_argument("model")
     return parser
@@ -359,13 +381,36 @@ def _demo(arguments: argparse.Namespace) -> None:
     serve(build(_load(arguments.model), arguments.model), arguments.port)
 
 
-def _merge(arguments: argparse.Namespace) -> None:
-    output = Path(arguments.output)
+def _new_directory(name: str) -> Path:
+    output = Path(name)
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise LacosError(f"{str(output)!r} exists already and is not empty: give another directory.")
+    return output
+
+
+def _merge(arguments: argparse.Namespace) -> None:
+    output = _new_directory(arguments.output)
     model = _load(arguments.model)
     model.merge_adapter().save_pretrained(str(output))
     print(f"Wrote {output}: one 8-bit model without an adapter.")
+
+
+def _trim(arguments: argparse.Namespace) -> None:
+    from lacos_st.export.trim import check_sources, trim_vocabulary
+
+    output = _new_directory(arguments.output)
+    corpus, languages = arguments.corpus or [], arguments.languages or []
+    check_sources(corpus, languages)
+    model = _load(arguments.model)
+    report = trim_vocabulary(model, corpus, languages)
+    model.save_pretrained(str(output))
+    print(f"{report}\nWrote {output}.")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from lacos_st.export.export import export
+
+    print(export(arguments.model, arguments.output, arguments.format))
 
 
 def _info(arguments: argparse.Namespace) -> None:

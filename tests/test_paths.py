@@ -31,6 +31,7 @@ COMMANDS = [
     ("evaluation.report.write_report", "report ~/a ~/b --output=~/page.html", ["a", "b", "page.html"]),
     ("evaluation.overlap.check_overlap", "check-overlap ~/train.csv --data-dir=~/sts", ["train.csv", "sts"]),
     ("embedded.unpack.unpack", "init ~/mine", ["mine"]),
+    ("export.export.export", "export ~/m ~/out", ["m", "out"]),
     (None, "merge ~/m ~/merged", ["m", "merged"]),
 ]
 

@@ -6,7 +6,7 @@ identity, and saving never drifts.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +19,7 @@ from lacos_st.errors import LacosError
 # Rows whose largest entry is below this are stored as zeros: fp16 could not carry them through a saved file
 # exactly.
 _SMALLEST_ROW = 2.0**-16
+_ADAPTED = "An adapter lies over the embedding table, which cannot be {} then: merge_adapter() first."
 
 
 def quantize_table(table: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,6 +173,28 @@ def _scale_of(table: nn.Embedding) -> float:
     return scale
 
 
+def keep_rows_(model: nn.Module, rows: Sequence[int]) -> None:
+    """Keep some rows of the model's input embedding table, in place; the bytes of each stay what they are.
+
+    Args:
+        model: With an 8-bit or a floating table. Its configuration is told the new number of rows.
+        rows: Which, in their new order.
+
+    Raises:
+        LacosError: An adapter lies over the table.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator]
+    if hasattr(table, "base_layer"):
+        raise LacosError(_ADAPTED.format("trimmed"))
+    index = torch.tensor(rows, device=table.weight.device)
+    with torch.no_grad():
+        if isinstance(table, LacosEmbedding8bit):
+            table.weight, table.absmax = table.weight[index], table.absmax[index]
+        else:
+            table.weight = nn.Parameter(table.weight[index], requires_grad=table.weight.requires_grad)
+    table.num_embeddings = model.config.vocab_size = len(rows)  # type: ignore[union-attr]
+
+
 @contextmanager
 def floating_table(model: nn.Module) -> Iterator[None]:
     """Give a model a floating table for a while, in which host libraries know how to add and drop rows.
@@ -184,9 +207,7 @@ def floating_table(model: nn.Module) -> Iterator[None]:
     """
     table = model.get_input_embeddings()  # type: ignore[operator]
     if isinstance(getattr(table, "base_layer", None), LacosEmbedding8bit):
-        raise LacosError(
-            "An adapter lies over the embedding table, which cannot be resized then: merge_adapter() first."
-        )
+        raise LacosError(_ADAPTED.format("resized"))
     if not isinstance(table, LacosEmbedding8bit):
         yield
         return

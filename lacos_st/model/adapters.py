@@ -180,6 +180,13 @@ class WithAdapters:
         fold_lora_(self.model, name)
         del self.model.peft_config
         self.model._hf_peft_config_loaded = False
-        self.base = {key: value for key, value in self.base.items() if key != "path"}
-        self.base |= {"name": "merged", "revision": None}
+        self.rename_base("merged")
+
+    def rename_base(self, name: str) -> None:
+        """Say that the base is another than the one that was loaded: it lies nowhere yet, and its terms still hold.
+
+        Args:
+            name: Its name from now on.
+        """
+        self.base = {key: value for key, value in self.base.items() if key != "path"} | {"name": name, "revision": None}
         self.save_base, self._stored_rows = True, None

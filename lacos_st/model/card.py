@@ -108,8 +108,12 @@ def section(modules: Sequence[nn.Module], dimension: int | None, name: str) -> s
         Markdown.
     """
     missing = inexpressible(modules)
+    transformer = modules[0]
+    assert isinstance(transformer, LacosTransformer)
+    wants = ["bitsandbytes"] * (transformer.quantization == "int8") + ["peft"] * bool(transformer.adapter_names)
+    needs = f"needs {' and '.join(wants)}, not lacos-st" if wants else "without lacos-st"
     stock = [
-        "from sentence_transformers import SentenceTransformer  # needs bitsandbytes and peft, not lacos-st",
+        f"from sentence_transformers import SentenceTransformer  # {needs}",
         f'model = SentenceTransformer("{name}")',
         "",
     ]
