@@ -14,7 +14,7 @@ from lacos_st import LacosSentenceTransformer
 from lacos_st.decoder.attention import alibi_slopes
 
 FOLDER = Path(__file__).with_name("figures")
-BLUE, PALE, GREY, RED = "#34506c", "#b9d0e6", "#e4e7ea", "#c0504d"
+BLUE, PALE, GREY = "#34506c", "#b9d0e6", "#e4e7ea"
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -25,26 +25,29 @@ def save(figure: plt.Figure, name: str) -> None:
 
 def packing() -> None:
     """Four texts, as a padded batch and packed."""
-    texts = {"It rains .": 3, "A man plays the guitar .": 6, "Hello !": 2, "Two dogs run .": 4}
-    longest = max(texts.values())
-    figure, axes = plt.subplots(figsize=(7, 3))
-    for row, (text, length) in enumerate(texts.items()):
+    texts = {
+        "It rains .": "#dce8f3",
+        "A man plays the guitar .": PALE,
+        "Hello !": "#8fb3d4",
+        "Two dogs run .": "#6a95be",
+    }
+    words = {text: text.split() for text in texts}
+    longest = max(map(len, words.values()))
+    figure, axes = plt.subplots(figsize=(5, 2.6))
+    for row, (text, colour) in enumerate(texts.items()):
         for column in range(longest):
-            word = text.split()[column] if column < length else "pad"
-            colour = PALE if column < length else GREY
-            axes.add_patch(plt.Rectangle((column, -row), 0.94, 0.9, fc=colour))
-            axes.text(column + 0.47, 0.45 - row, word, ha="center", va="center", fontsize=8,
-                      color=BLUE if column < length else "#9aa0a6")  # fmt: skip
-    start = 0
-    for number, (text, length) in enumerate(sorted(texts.items(), key=lambda item: item[1])):
-        for column, word in enumerate(text.split()):
-            place = 0.42 * (start + column)
-            axes.add_patch(plt.Rectangle((place, -5.4), 0.4, 0.9, fc=PALE if number % 2 else "#dce8f3"))
-            axes.text(place + 0.2, -4.95, word, ha="center", va="center", fontsize=6.5, color=BLUE)
-        start += length
+            real = column < len(words[text])
+            axes.add_patch(plt.Rectangle((column, -row), 0.94, 0.9, fc=colour if real else GREY))
+            told, ink = (words[text][column], "black") if real else ("pad", "#7a8087")
+            axes.text(column + 0.47, 0.45 - row, told, ha="center", va="center", fontsize=9, color=ink)
+    place = 0.0
+    for text in sorted(texts, key=lambda text: len(words[text])):
+        for _ in words[text]:
+            axes.add_patch(plt.Rectangle((place, -4.9), 0.36, 0.9, fc=texts[text]))
+            place += 0.4
     axes.text(6.2, -1, f"padded:\n{len(texts) * longest} tokens", va="center", color=BLUE)
-    axes.text(6.5, -4.95, f"packed: {start} tokens", va="center", color=BLUE)
-    axes.set(xlim=(0, 9), ylim=(-5.6, 1))
+    axes.text(6.2, -4.4, f"packed:\n{sum(map(len, words.values()))} tokens", va="center", color=BLUE)
+    axes.set(xlim=(0, 8), ylim=(-5, 1))
     axes.axis("off")
     save(figure, "packing")
 
@@ -58,7 +61,7 @@ def alibi() -> None:
         "bidirectional": (slope * (place - place[-1])).expand(12, 12),  # softmax does not see what a row shares
         "symmetric": -slope * distance.abs(),
     }
-    figure, panels = plt.subplots(1, 3, figsize=(8, 2.9))
+    figure, panels = plt.subplots(1, 3, figsize=(6, 2.3))
     for axes, (mode, bias) in zip(panels, biases.items(), strict=True):
         axes.imshow(bias, cmap="Blues_r", vmin=-5, vmax=1)
         axes.set(title=mode, xlabel="key j", xticks=[0, 11], yticks=[0, 11])
@@ -76,7 +79,7 @@ def loss() -> None:
     ]
     model = LacosSentenceTransformer("lacos-bloom")
     scores = model.similarity(*(model.encode([pair[side] for pair in pairs]) for side in (0, 1)))
-    figure, axes = plt.subplots(figsize=(6.4, 3.2))
+    figure, axes = plt.subplots(figsize=(5.2, 3))
     for i, row in enumerate(pairs):
         for j, column in enumerate(pairs):
             masked = i != j and bool({*row} & {*column})
@@ -87,7 +90,7 @@ def loss() -> None:
                       color="white" if i == j else "#7a8087" if masked else "black")  # fmt: skip
         axes.text(-0.1, 0.45 - i, row[0], ha="right", va="center", fontsize=8, color=BLUE)
         axes.text(i + 0.1, 1.0, row[1], rotation=25, fontsize=8, color=BLUE)
-    axes.set(xlim=(-2, 5.4), ylim=(-3.2, 2.4))
+    axes.set(xlim=(-2, 5.2), ylim=(-3.2, 2.4))
     axes.axis("off")
     save(figure, "loss")
 

@@ -85,13 +85,13 @@ def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     required = [action for action in command._actions if action.option_strings and action.required]
     words = [*map(_value, positional), *(f"{action.option_strings[0]} {_value(action)}" for action in required)]
     yield f"```text\nlacos-st {' '.join([name, *words])} [options]\n```\n"
-    yield "| | |\n| --- | --- |"
+    yield "| option | what it does |\n| --- | --- |"
     formatter = command.formatter_class(prog=command.prog)
     for action in command._actions:
         if not isinstance(action, argparse._HelpAction):
             named = ", ".join(action.option_strings) or _value(action)
             value = f" {_value(action)}" if action.option_strings and action.nargs != 0 and _value(action) else ""
-            told = formatter._expand_help(action) if action.help else ""
+            told = (formatter._expand_help(action) if action.help else "").removesuffix(" (default: None)")
             chosen = f"One of {', '.join(map(str, action.choices))}. " if action.choices else ""
             yield f"| `{named}{value}` | {_cell(f'{chosen}{told[:1].upper()}{told[1:]}')} |"
     yield ""
