@@ -64,8 +64,8 @@ def alibi() -> None:
     figure, panels = plt.subplots(1, 3, figsize=(6, 2.3))
     for axes, (mode, bias) in zip(panels, biases.items(), strict=True):
         axes.imshow(bias, cmap="Blues_r", vmin=-5, vmax=1)
-        axes.set(title=mode, xlabel="key j", xticks=[0, 11], yticks=[0, 11])
-    panels[0].set_ylabel("query i")
+        axes.set(title=mode, xlabel="key j", xticks=[0, 11], yticks=[])
+    panels[0].set(ylabel="query i", yticks=[0, 11])
     save(figure, "alibi")
 
 
