@@ -8,7 +8,7 @@ TORCH ?= torch==2.13.0
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM = false
 
-.PHONY: demo demo-lm test slow examples lint types clean
+.PHONY: demo demo-lm test slow examples frameworks docs lint types clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -42,6 +42,16 @@ slow: .venv/ready
 
 examples: .venv/ready
 	$(BIN)/python -m pytest tests/test_examples.py -m "slow or not slow"
+
+# LangChain, LlamaIndex and Haystack over a saved model. langchain-huggingface wants huggingface-hub below 2, of which its
+# class for embeddings uses nothing: so it comes without its dependencies.
+frameworks: .venv/ready
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[frameworks]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps "langchain-huggingface>=1.2,<2"
+	$(BIN)/python -m pytest tests/test_frameworks.py
+
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -258,9 +258,8 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         if typing.get_origin(kind) in (types.UnionType, typing.Union):
             kind = next(option for option in typing.get_args(kind) if option is not type(None))
         default = getattr(_DEFAULTS, item.name)
-        shown = " ".join(default) if isinstance(default, list) else default
-        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": f"{item.metadata['help']} (default: {shown})"}
-        options["help"] = options["help"].replace("%", "%%")
+        told = item.metadata["help"] + ("" if default in (None, []) else f" (default: {default})")
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": told.replace("%", "%%")}
         if kind is bool:
             options["action"] = argparse.BooleanOptionalAction
         elif typing.get_origin(kind) is Literal:

@@ -1,20 +1,15 @@
 """README's snippets run as they stand: Python in one process, commands that need no network or hour."""
 
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from snippets import blocks, check_printed, commands
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-
-
-def blocks(kind):
-    return [text for name, text in BLOCKS if name == kind]
+README = ROOT / "README.md"
 
 
 def run(arguments, folder):
@@ -23,20 +18,16 @@ def run(arguments, folder):
 
 def test_python_runs_and_prints_what_the_readme_shows(tmp_path):
     """All blocks in their order, in one process: a later one loads what an earlier one saved."""
-    (tmp_path / "readme.py").write_text("\n".join(blocks("python")), encoding="utf-8")
+    found = blocks(README)
+    code = "\n".join(block.text for block in found if block.kind == "python")
+    (tmp_path / "readme.py").write_text(code, encoding="utf-8")
     done = run([sys.executable, "readme.py"], tmp_path)
     assert done.returncode == 0, done.stderr
-    shown = re.findall(r"-?\d+\.\d+", blocks("text")[0])
-    printed = re.findall(r"-?\d+\.\d+", done.stdout)[: len(shown)]
-    assert [float(value) for value in printed] == pytest.approx([float(value) for value in shown], abs=0.02)
+    shown = next(block.text for block in found if block.kind == "text")
+    check_printed(shown, "\n".join(done.stdout.splitlines()[: len(shown.splitlines())]))
 
 
-def commands():
-    lines = "\n".join(blocks("bash")).splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("lacos-st ")]
-
-
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+@pytest.mark.parametrize("command", commands(README), ids=" ".join)
 def test_commands_are_understood(command, tmp_path):
     """Each is parsed as the command line does; those that work on what is in the package run."""
     from lacos_st.cli import _parser
@@ -49,10 +40,10 @@ def test_commands_are_understood(command, tmp_path):
 
 
 def test_linked_files_exist():
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", README)
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", README.read_text(encoding="utf-8"))
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_it_is_short():
-    assert len(README.splitlines()) <= 150
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 150
