@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from lacos_st.errors import LacosError, shortened, shown
-from lacos_st.model.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -73,6 +72,8 @@ class Encoder:
 
     def plan(self) -> dict[str, Any]:
         """What of a model and its options decides the numbers: a run goes on only where all of it is the same."""
+        from lacos_st.model.fingerprint import fingerprint  # imports torch, which who only reads files needs not
+
         return {
             "model": fingerprint(self.model),
             "prompt": self.prompt,

@@ -57,7 +57,11 @@ class Source:
     def ids(self) -> Iterator[int | str]:
         """Yield the ids: the column's, as integers if all are, else as strings; or the row numbers."""
         for number, (_, key) in enumerate(self.texts()):
-            yield number if self.id_column is None else key if self.integer_ids else str(key)
+            yield number if self.id_column is None else self.as_id(key)
+
+    def as_id(self, key: Any) -> int | str:
+        """An id as it is written: an integer if all of them are."""
+        return key if self.integer_ids else str(key)
 
 
 def scan(table: Table, column: str | None, id_column: str | None, wanted_ids: bool) -> Source:
