@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--batch-size", type=int, default=32, help="texts in a forward pass")
     encode.set_defaults(precision=["float32"])
     encode.add_argument("--precision", default=argparse.SUPPRESS, nargs="+", metavar="PRECISION", choices=_PRECISIONS,
-                        help=f"{', '.join(_PRECISIONS)}; several, each a column, with --engine ray (default: float32)")  # fmt: skip
+                        help=f"{', '.join(_PRECISIONS)} (default: float32); several with --engine ray")  # fmt: skip
     encode.add_argument("--normalize", action="store_true", help="scale embeddings to length 1")
     encode.add_argument("--prompt-name", help="one of the model's prompts")
     encode.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")

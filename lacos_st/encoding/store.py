@@ -68,9 +68,11 @@ def quantized(embeddings: np.ndarray, precision: str, ranges: np.ndarray | None 
     Raises:
         LacosError: A number is too large for float16.
     """
-    from sentence_transformers import quantize_embeddings
-
+    if precision == "float32":
+        return embeddings
     if precision != "float16":
+        from sentence_transformers import quantize_embeddings
+
         return np.asarray(quantize_embeddings(embeddings, precision=precision, ranges=ranges))
     with np.errstate(over="ignore"):
         half = embeddings.astype(np.float16)
@@ -84,7 +86,7 @@ def quantized(embeddings: np.ndarray, precision: str, ranges: np.ndarray | None 
 
 def packed(embeddings: np.ndarray, precision: str) -> np.ndarray:
     """What can be quantised row by row already is in the partial file."""
-    return embeddings if precision in ("float32", "int8", "uint8") else quantized(embeddings, precision)
+    return embeddings if precision in ("int8", "uint8") else quantized(embeddings, precision)
 
 
 class PartialFile:
