@@ -94,9 +94,8 @@ def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the
     assert cosine(rows, wanted).min() > 0.9999
     ranges = np.load(output / "_ranges.npy")
     np.testing.assert_allclose(ranges, [wanted.min(0), wanted.max(0)], atol=1e-6)
-    assert (
-        np.abs(table["embedding_int8"].to_pylist() - quantize_embeddings(rows, "int8", ranges).astype(int)).max() <= 1
-    )
+    scaled = quantize_embeddings(rows, "int8", ranges).astype(int)
+    assert np.abs(table["embedding_int8"].to_pylist() - scaled).max() <= 1
     assert table["embedding_ubinary"].to_pylist() == quantize_embeddings(rows, "ubinary").tolist()
     record = json.loads((output / "_lacos.json").read_text())
     assert record["complete"]
@@ -112,8 +111,8 @@ def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the
     assert result.resumed_at == 40 - sum(pq.read_metadata(output / name).num_rows for name in lost)
     assert {path.name: path.read_bytes() for path in output.glob("*.parquet")} == before
     assert sorted(path.name for path in output.iterdir() if path.suffix != ".parquet") == ["_lacos.json", "_ranges.npy"]
+    (folder / "b.jsonl").write_text('{"id": 99, "text": "x"}\n{"id"\n')
     with pytest.raises(DataError, match=r"b\.jsonl:2: not valid JSON"):
-        (folder / "b.jsonl").write_text('{"id": 99, "text": "x"}\n{"id"\n')
         encode_files(static_model, folder, output, **run)
 
 
@@ -294,9 +293,9 @@ def test_an_output_that_vanishes_while_actors_work(two_processors, tmp_path):
         "while not list(out.glob('*.parquet')): time.sleep(0.02)\n"
         "out.rename(out.with_name('elsewhere'))"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")]):
-        with pytest.raises(LacosError, match="is not there on|cannot be written: No such file"):
-            encode_files(static_model, tmp_path / "in.txt", tmp_path / "out", part_size=1000, show_progress=False)
+    gone = pytest.raises(LacosError, match=r"is not there on|cannot be written: No such file")
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")]), gone:
+        encode_files(static_model, tmp_path / "in.txt", tmp_path / "out", part_size=1000, show_progress=False)
     (tmp_path / "elsewhere").rename(tmp_path / "out")
     time.sleep(1)
     result = encode_files(static_model, tmp_path / "in.txt", tmp_path / "out", part_size=1000, show_progress=False)
