@@ -55,13 +55,24 @@ def write_inputs(directory: Path, rows: int, seed: int) -> None:
 
 
 def start(inputs: Path, output: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, __file__, "--encode", inputs, output], stdout=subprocess.PIPE, text=True)
+    """A run, once it has actors; on a busy machine Ray may need several tries to start."""
+    for _ in range(5):
+        child = subprocess.Popen([sys.executable, __file__, "--encode", inputs, output])
+        while child.poll() is None:
+            if actors(child.pid):
+                return child
+            time.sleep(0.2)
+    raise SystemExit("Ray does not start")
 
 
 def actors(driver: int) -> list[psutil.Process]:
     """The processes below a driver that encode."""
     found = []
-    for process in psutil.Process(driver).children(recursive=True):
+    try:
+        below = psutil.Process(driver).children(recursive=True)
+    except psutil.Error:  # it has ended
+        return []
+    for process in below:
         try:
             if "MapWorker(MapBatches(Actor))" in " ".join(process.cmdline()):
                 found.append(process)
@@ -77,8 +88,8 @@ def delivered(output: Path) -> int:
 def measure(inputs: Path, output: Path, rows: int) -> dict:
     """A run that nobody disturbs: seconds, and the peak of memory that only the driver or only an actor holds."""
     peak: Counter[str] = Counter()
-    began, first = time.perf_counter(), None
     child = start(inputs, output)
+    began, first = time.perf_counter(), None
     while child.poll() is None:
         try:
             watched = {"driver": [psutil.Process(child.pid)], "actor": actors(child.pid)}
@@ -100,7 +111,7 @@ def measure(inputs: Path, output: Path, rows: int) -> dict:
     assert child.returncode == 0, child.returncode
     return {
         "rows": rows,
-        "seconds": round(ended - began, 1),
+        "seconds after the start of actors": round(ended - began, 1),
         "rows a second after the first part": first and round((rows - first[1]) / max(ended - first[0], 1e-9)),
         "bytes a row": round(sum(path.stat().st_size for path in output.glob("*.parquet")) / rows),
         "bytes a row of input": round(sum(path.stat().st_size for path in inputs.iterdir()) / rows),

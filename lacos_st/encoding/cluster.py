@@ -40,20 +40,8 @@ def connected(address: str | None) -> Iterator[None]:
                     yield
                 return
             before = set(psutil.Process().children(recursive=True))
-            quiet: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
             try:
-                with without_stderr():  # that it will be quiet
-                    if address is None:
-                        ray.init("local", object_store_memory=_STORE, include_dashboard=False, **quiet)
-                    else:
-                        ray.init(address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                where = "A Ray of this machine did not start" if address is None else f"No Ray answers at {address!r}"
-                raise LacosError(
-                    f"{where}: {shortened(str(error))} Start one with `ray start --head`, or leave the address out to "
-                    "use this machine alone."
-                ) from error
-            try:
+                _start(address)
                 with _errors():
                     yield
             finally:
@@ -65,6 +53,24 @@ def connected(address: str | None) -> Iterator[None]:
         if error.name != "ray" and not (error.name or "").startswith("ray."):
             raise
         raise LacosError("The engine 'ray' needs Ray: pip install 'lacos-st[ray]'") from error
+
+
+def _start(address: str | None) -> None:
+    import ray
+
+    options: dict[str, Any] = {"logging_level": "CRITICAL", "log_to_driver": False}
+    if address is None:
+        options |= {"object_store_memory": _STORE, "include_dashboard": False}
+    try:
+        with without_stderr():  # that it will be quiet
+            ray.init(address or "local", **options)
+    except Exception as error:  # Ray raises a plain one where a process is slow to start
+        if address is None:
+            raise LacosError(f"Ray did not start on this machine: {shortened(str(error))} Try it again.") from error
+        raise LacosError(
+            f"No Ray answers at {address!r}: {shortened(str(error))} Start one with `ray start --head`, or leave the "
+            "address out to use this machine alone."
+        ) from error
 
 
 @contextmanager

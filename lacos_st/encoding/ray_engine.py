@@ -187,8 +187,8 @@ def encode_files(
             there = parts.begin(plan, rows, resume)
             start = sum(rows[name] for name in there)
             if _scaled(precisions):
-                empty = any(file.empty for file in files)
-                job.ranges = parts.kept_ranges() if there else _ranges(given, dimension, ask, texts, empty)
+                zeros = any(file.empty for file in files)
+                job.ranges = parts.kept_ranges() if there else _ranges(given, dimension, ask, texts, zeros)
                 if job.ranges is None:
                     raise LacosError(
                         f"{output / '_ranges.npy'} is gone, without which the parts that are there cannot be read. "
@@ -285,12 +285,12 @@ def _given_ranges(ranges: str | Path | np.ndarray | None, precisions: Sequence[s
 
 
 def _ranges(
-    given: np.ndarray | None, dimension: int, ask: Callable[..., Any], texts: list[str], empty: bool
+    given: np.ndarray | None, dimension: int, ask: Callable[..., Any], texts: list[str], zeros: bool
 ) -> np.ndarray:
     """The ranges that are given, or those of the sample; the zeros of a row without text are in them."""
     if given is None:
         low, high = ask("ranges_of", texts)
-        return np.stack([np.minimum(low, 0), np.maximum(high, 0)]) if empty else np.stack([low, high])
+        return np.stack([np.minimum(low, 0), np.maximum(high, 0)]) if zeros else np.stack([low, high])
     if given.shape[1] != dimension:
         raise LacosError(f"The ranges are of {given.shape[1]} dimensions, the embeddings have {dimension}.")
     return given

@@ -220,7 +220,7 @@ def _write_parquet(path: Path, chunks: Iterator[np.ndarray], ids: Iterator[int |
     writer = None
     for rows in chunks:
         table = as_table(list(islice(ids, len(rows))), {"embedding": rows})
-        writer = writer or pq.ParquetWriter(path, table.schema, use_dictionary=False, write_statistics=False)
+        writer = writer or pq.ParquetWriter(path, table.schema, **parquet_options(table.schema))
         writer.write_table(table)
     if writer is not None:
         writer.close()
@@ -235,6 +235,19 @@ def as_table(ids: list[int | str], columns: dict[str, np.ndarray]) -> Any:
         for name, rows in columns.items()
     }
     return pa.table({"id": pa.array(ids), **lists})
+
+
+def parquet_options(schema: Any) -> dict[str, Any]:
+    """How embeddings are written. Parquet has no number of one byte: a dictionary of 256 values makes one of four."""
+    import pyarrow as pa
+
+    lists = {name: kind.value_type for name, kind in zip(schema.names, schema.types, strict=True) if name != "id"}
+    bytewide = [name for name, kind in lists.items() if kind in (pa.int8(), pa.uint8())]
+    return {
+        "use_dictionary": [f"{name}.list.element" for name in bytewide] or False,
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
 
 
 def check_space(output: Path, needed: int) -> None:

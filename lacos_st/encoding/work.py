@@ -25,7 +25,7 @@ from lacos_st.data.readers import DataError, open_file
 from lacos_st.encoding.encoder import Encoder, Precision, check_prompt
 from lacos_st.encoding.parts import part_name
 from lacos_st.encoding.source import Source, content, scan
-from lacos_st.encoding.store import as_table, disk_errors, quantized
+from lacos_st.encoding.store import as_table, disk_errors, parquet_options, quantized
 from lacos_st.errors import LacosError, shown
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ class Actor:
                 made[key].append(quantized(rows, precision, self.job.ranges))
         table = as_table(ids, {key: np.concatenate(rows) for key, rows in made.items()})
         with disk_errors(self.job.output), file.open("wb") as sink:
-            pq.write_table(table, sink, use_dictionary=False, write_statistics=False, write_page_checksum=True)
+            pq.write_table(table, sink, **parquet_options(table.schema))
             sink.flush()
             os.fsync(sink.fileno())
         actor = f"{socket.gethostname()}:{os.getpid()}"
