@@ -76,7 +76,7 @@ def _start(address: str | None) -> None:
 @contextmanager
 def _errors() -> Iterator[None]:
     """Turn what comes through Ray back into what was raised on the other side."""
-    from ray.exceptions import RayError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayError, WorkerCrashedError
 
     try:
         yield
@@ -84,12 +84,8 @@ def _errors() -> Iterator[None]:
         own = _ours(error)
         if own is not None:
             raise own from None
-        if _names(error) & {
-            "RayActorError",
-            "WorkerCrashedError",
-            "OutOfMemoryError",
-            "NodeDiedError",
-        } and "creation task" not in str(error):
+        died = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+        if any(isinstance(link, died) for link in _chain(error)) and "creation task" not in str(error):
             raise LacosError(
                 f"Ray's processes died again and again ({shortened(str(error).strip().splitlines()[0])}), mostly for "
                 "want of memory. Use fewer actors, smaller batches or a larger machine, and run the same command again "
@@ -98,14 +94,12 @@ def _errors() -> Iterator[None]:
         raise
 
 
-def _names(error: BaseException) -> set[str]:
-    """The classes of an error and of what caused it."""
-    return {base.__name__ for link in _chain(error) for base in type(link).__mro__}
+def _ours(error: BaseException) -> BaseException | None:
+    """What a user can mend, behind an error; Ray wraps it in an object of both classes, whose text is a traceback."""
+    from ray.exceptions import RayError
 
-
-def _ours(error: BaseException) -> LacosError | None:
-    """The `LacosError` behind an error; Ray wraps it in an object of both classes, whose text is a traceback."""
-    return next((link for link in _chain(error) if isinstance(link, LacosError) and not hasattr(link, "cause")), None)
+    kinds = (LacosError, OSError)
+    return next((link for link in _chain(error) if isinstance(link, kinds) and not isinstance(link, RayError)), None)
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

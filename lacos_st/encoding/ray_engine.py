@@ -40,11 +40,12 @@ from typing import Any
 
 import numpy as np
 
-from lacos_st.data.readers import FORMATS, DataError
+from lacos_st.data.readers import FORMATS, DataError, open_file
 from lacos_st.encoding.cluster import connected, processors, share
 from lacos_st.encoding.encode import progress
 from lacos_st.encoding.encoder import Precision, check_numbers, check_precision
 from lacos_st.encoding.parts import Parts
+from lacos_st.encoding.source import choose
 from lacos_st.encoding.store import bytes_of, check_space
 from lacos_st.encoding.work import Actor, File, Job, Model, read, scanned
 from lacos_st.errors import LacosError, listed
@@ -153,6 +154,7 @@ def encode_files(
     if gpus_per_actor is not None and (gpus_per_actor < 0 or (gpus_per_actor > 1 and gpus_per_actor % 1)):
         raise LacosError(f"gpus_per_actor={gpus_per_actor:g} must be a part of one GPU or a whole number of them.")
     paths = _files([inputs] if isinstance(inputs, str | Path) else inputs, output)
+    choose(open_file(paths[0]), column, id_column, wanted_ids=True)  # a wrong name is told before Ray starts
     given = _given_ranges(ranges, precisions)
     if isinstance(model, str | Path) and Path(model).exists():
         model = Path(model).absolute()
@@ -198,7 +200,7 @@ def encode_files(
         check_space(output, (total - start) * sum(bytes_of(dimension, name) for name in precisions))
         used = set()
         with progress(total, start, show_progress) as bar:
-            for part in _encoded(files, there, job, actors, resources):
+            for part in _encoded(files, there, job, min(actors, max(len(rows) - len(there), 1)), resources):
                 if part["part"] not in there:
                     parts.deliver(part["staged"], part["part"])
                     there.add(part["part"])
@@ -215,6 +217,7 @@ def _files(inputs: Sequence[str | Path], output: Path) -> list[Path]:
     for given in inputs:
         path = Path(given).absolute()
         if not path.is_dir():
+            open_file(path)
             found.append(path)
             continue
         if output.resolve().is_relative_to(path.resolve()):

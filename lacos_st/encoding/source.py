@@ -64,8 +64,21 @@ class Source:
         return key if self.integer_ids else str(key)
 
 
-def scan(table: Table, column: str | None, id_column: str | None, wanted_ids: bool) -> Source:
-    """First pass: choose the columns, check and count the rows."""
+def choose(table: Table, column: str | None, id_column: str | None, wanted_ids: bool) -> Source:
+    """Say which columns are the texts and the ids, by the first row.
+
+    Args:
+        table: The file.
+        column: The column of texts; None: the only one, or one with a name that texts have.
+        id_column: The column of ids; None: one with a name that ids have, if there is one.
+        wanted_ids: Whether to look for ids.
+
+    Returns:
+        The source, with nothing counted yet.
+
+    Raises:
+        DataError: A column is not there, or it cannot be told.
+    """
     names = list(table.first().values)
     if column is None:
         known = [name for name in names if name.lower() in NAMES["text"]]
@@ -79,7 +92,25 @@ def scan(table: Table, column: str | None, id_column: str | None, wanted_ids: bo
             wanted = "cannot tell which column holds the texts" if name is None else f"there is no column {shown(name)}"
             has, flag = listed(names), what.replace("_", "-")
             raise DataError(f"{table.name}: {wanted}; it has {has}. Name it with {what}=... (--{flag} ...).")
-    source = Source(table, str(column), id_column)
+    return Source(table, str(column), id_column)
+
+
+def scan(table: Table, column: str | None, id_column: str | None, wanted_ids: bool) -> Source:
+    """First pass: choose the columns, check and count the rows.
+
+    Args:
+        table: The file.
+        column: As in `choose`.
+        id_column: As in `choose`.
+        wanted_ids: As in `choose`.
+
+    Returns:
+        The source, counted.
+
+    Raises:
+        DataError: A row cannot be read, or as in `choose`.
+    """
+    source = choose(table, column, id_column, wanted_ids)
     for text, key in source.texts():
         source.rows += 1
         source.empty += not text.strip()

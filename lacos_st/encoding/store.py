@@ -252,7 +252,7 @@ def parquet_options(schema: Any) -> dict[str, Any]:
 
 def check_space(output: Path, needed: int) -> None:
     """Fail before hours of work rather than after them."""
-    free = shutil.disk_usage(output.absolute().parent).free
+    free = shutil.disk_usage(output if output.is_dir() else output.absolute().parent).free
     if needed > free:
         raise LacosError(
             f"{output} needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there. Free some, choose "

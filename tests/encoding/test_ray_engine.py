@@ -76,9 +76,7 @@ def cosine(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
 
 
-def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the_rest(
-    two_processors, folder, tmp_path, caplog
-):
+def test_two_actors_write_what_the_local_engine_writes(two_processors, folder, tmp_path, caplog):
     output, columns = tmp_path / "out", ["float32", "int8", "ubinary"]
     run = {"precision": columns, "part_size": 4, "actors": 2, **QUIET}
     result = encode_files(static_model, folder, output, **run)
@@ -103,6 +101,11 @@ def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the
         str(folder / name) for name in ("a.jsonl", "b.csv.gz", "below/c.parquet")
     }
 
+
+@pytest.mark.slow
+def test_a_second_run_encodes_only_the_rest_and_a_bad_row_is_named(two_processors, folder, tmp_path):
+    output, run = tmp_path / "out", {"precision": "int8", "part_size": 4, "actors": 2, **QUIET}
+    encode_files(static_model, folder, output, **run)
     before = {path.name: path.read_bytes() for path in output.glob("*.parquet")}
     lost = sorted(before)[::4]
     for name in lost:
@@ -113,6 +116,13 @@ def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the
     assert sorted(path.name for path in output.iterdir() if path.suffix != ".parquet") == ["_lacos.json", "_ranges.npy"]
     (folder / "b.jsonl").write_text('{"id": 99, "text": "x"}\n{"id"\n')
     with pytest.raises(DataError, match=r"b\.jsonl:2: not valid JSON"):
+        encode_files(static_model, folder, output, **run)
+    (folder / "b.jsonl").write_text((folder / "a.jsonl").read_text())
+    with pytest.raises(DataError, match=r"a\.jsonl and .*b\.jsonl have the same content: leave one out"):
+        encode_files(static_model, folder, output, **run)
+    (folder / "b.jsonl").unlink()
+    (folder / "d.txt").write_text("no ids")
+    with pytest.raises(DataError, match=r"Some files have a column of ids, others have none \('.*d\.txt'\)"):
         encode_files(static_model, folder, output, **run)
 
 
@@ -133,6 +143,8 @@ def test_two_actors_write_what_the_local_engine_writes_and_a_second_run_only_the
         ({"ranges": np.zeros(3), "precision": "int8"}, r"ranges must be \(2, dimension\).*not \(3,\)"),
         ({"output": "in/out"}, r"lies in the input .*in, where the next run would read it"),
         ({"inputs": []}, "There are no inputs"),
+        ({"inputs": ["in", "nowhere.txt"]}, r"nowhere\.txt cannot be read: No such file"),
+        ({"column": "body"}, r"a\.jsonl: there is no column 'body'; it has 'id', 'text'"),
         ({"inputs": "empty"}, r"empty holds no file whose name ends in \.txt, \.csv"),
     ],
 )
@@ -179,7 +191,7 @@ def test_a_missing_extra_names_the_command(folder, tmp_path, monkeypatch):
             "--devices is for one process; Ray chooses: use --actors",
         ),
         ("encode m IN --output o --engine ray --gpus-per-actor 2.5", "gpus_per_actor=2.5 must be"),
-        ("encode m nowhere.txt --output o --engine ray --precision float32 --ranges r.npy", "ranges are for"),
+        ("encode m IN --output o --engine ray --ranges r.npy", "ranges are for"),
     ],
 )
 def test_mistakes_on_the_command_line(line, message, folder, capsys):
