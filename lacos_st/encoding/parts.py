@@ -60,6 +60,8 @@ class Parts:
         self.output = output
         self.staged = output / "_staged" / uuid.uuid4().hex[:8]
         self.file = output / "_lacos.json"
+        if output.is_file():
+            raise LacosError(f"{output} is a file: the engine 'ray' writes a directory. Give another name.")
         with disk_errors(output):
             output.mkdir(parents=True, exist_ok=True)
             foreign = [p.name for p in output.iterdir() if p.name not in _OURS and not _PART.fullmatch(p.name)]

@@ -32,7 +32,7 @@ import heapq
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -166,8 +166,7 @@ def encode_files(
         "truncate_dim": truncate_dim,
         "devices": None,
     }
-    with locked(output), connected(address):
-        parts = Parts(output)
+    with locked(output), nullcontext(Parts(output)) as parts, connected(address):
         actors, resources = share(actors, gpus_per_actor)
         job = Job(model, options, columns, part_size, output, parts.staged)
         with _prober(job, resources) as ask:

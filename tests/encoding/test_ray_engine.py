@@ -141,6 +141,14 @@ def test_a_second_run_encodes_only_the_rest_and_a_bad_row_is_named(two_processor
         ({"ranges": "r.npy"}, "ranges are for precision='int8' or 'uint8'"),
         ({"ranges": "r.npy", "precision": "int8"}, r"ranges='r\.npy' cannot be read as an \.npy file: .*No such file"),
         ({"ranges": np.zeros(3), "precision": "int8"}, r"ranges must be \(2, dimension\).*not \(3,\)"),
+        (
+            {"output": "in/readme.md", "inputs": "in/a.jsonl"},
+            r"readme\.md is a file: the engine 'ray' writes a directory",
+        ),
+        (
+            {"output": "in", "inputs": "in/a.jsonl"},
+            r"in holds what `encode` has not written \('_SUCCESS', 'a\.jsonl', ",
+        ),
         ({"output": "in/out"}, r"lies in the input .*in, where the next run would read it"),
         ({"inputs": []}, "There are no inputs"),
         ({"inputs": ["in", "nowhere.txt"]}, r"nowhere\.txt cannot be read: No such file"),
