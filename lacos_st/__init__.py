@@ -29,6 +29,7 @@ _HOME = {
     "write_report": "evaluation.report",
     "check_overlap": "evaluation.overlap",
     "encode_file": "encoding.encode",
+    "encode_files": "encoding.ray_engine",
     "load_training_data": "data.load",
     "load_training_sources": "data.load",
 }

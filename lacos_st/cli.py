@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lacos_st.config import LacosConfig
-from lacos_st.errors import LacosError, ToldByFirstError
+from lacos_st.errors import LacosError, ToldByFirstError, listed
 from lacos_st.files import at_home
 from lacos_st.quiet import for_command_line
 
@@ -28,6 +28,7 @@ _EPILOG = """examples:
   lacos-st train --base bigscience/bloom-560m --train-data sentence-transformers/all-nli:triplet --output my-model
   lacos-st evaluate bloom-mini lacos-bloom --tasks sts-sample
   lacos-st encode lacos-bloom texts.txt --output texts.npy
+  lacos-st encode lacos-bloom corpus/ --engine ray --actors 4 --output embeddings
   lacos-st similarity lacos-bloom "A man plays guitar." "Un homme joue de la guitare."
 """
 
@@ -42,6 +43,7 @@ _PATHS = {
     "model",
     "models",
     "output",
+    "ranges",
     "results",
     "retrieval",
     "train",
@@ -146,21 +148,30 @@ def _parser() -> argparse.ArgumentParser:
     init.add_argument("directory", nargs="?", help="default: the model's name")
     init.add_argument("--model", default="lacos-bloom", help="lacos-bloom, or bloom-mini, its base")
 
-    encode = add("encode", _encode, "encode a file of texts; run again to go on after an interruption")
+    encode = add("encode", _encode, "encode files of texts; run again to go on after an interruption")
     encode.add_argument("model")
     encode.add_argument(
         "input",
-        help=".txt (a line is a text), .csv, .tsv, .jsonl (each also .gz), .parquet; a blank text becomes zeros",
+        nargs="+",
+        help=".txt (a line is a text), .csv, .tsv, .jsonl (each also .gz), .parquet; a blank text becomes zeros; "
+        "several, or directories, with --engine ray",
     )
-    encode.add_argument("--output", required=True, metavar="OUT.npy|OUT.parquet", help="where the embeddings go")
+    encode.add_argument("--output", required=True, metavar="OUT.npy|OUT.parquet|DIR",
+                        help="where the embeddings go; with --engine ray a directory of Parquet files")  # fmt: skip
     encode.add_argument("--column", help="column of texts; default: the only one, or text, sentence, line")
     encode.add_argument("--id-column", help="column of ids, kept in Parquet output")
     encode.add_argument("--batch-size", type=int, default=32, help="texts in a forward pass")
-    encode.add_argument("--precision", default="float32", choices=["float32", "int8", "uint8", "binary", "ubinary"])
+    encode.set_defaults(precision=["float32"])
+    encode.add_argument("--precision", default=argparse.SUPPRESS, nargs="+", metavar="PRECISION", choices=_PRECISIONS,
+                        help=f"{', '.join(_PRECISIONS)} (default: float32); several with --engine ray")  # fmt: skip
     encode.add_argument("--normalize", action="store_true", help="scale embeddings to length 1")
     encode.add_argument("--prompt-name", help="one of the model's prompts")
     encode.add_argument("--truncate-dim", type=int, help="keep the first dimensions only")
     encode.add_argument("--devices", nargs="+", help="devices, for example cuda:0 cuda:1")
+    encode.add_argument("--engine", default="local", choices=["local", "ray"],
+                        help="local: one file, this process; ray: many files, many processes or machines")  # fmt: skip
+    for flag, kind, name, what in _OF_RAY:
+        encode.add_argument(flag, type=kind, metavar=name, default=argparse.SUPPRESS, help=f"of --engine ray: {what}")
     encode.set_defaults(resume=True)
     encode.add_argument("--no-resume", dest="resume", action="store_const", const=False, default=argparse.SUPPRESS,
                         help="start over")  # fmt: skip
@@ -248,6 +259,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 _DEFAULTS = LacosConfig()
+_PRECISIONS = ["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+_OF_RAY: list[tuple[str, Callable[[str], Any], str, str]] = [
+    ("--address", str, "ADDRESS", "a cluster, or auto for this machine's; without it Ray runs on this machine alone"),
+    ("--actors", int, "N", "processes that hold the model; without it one for each GPU, else for each machine"),
+    ("--gpus-per-actor", float, "G", "GPUs of an actor, 0.5 for half of one; without it 1 where there are GPUs"),
+    ("--ranges", str, "RANGES.npy", "what int8 is scaled by, from an earlier run; without it taken from a sample"),
+]
+_RAY_FLAGS = {flag for flag, *_ in _OF_RAY}
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -313,13 +332,32 @@ def _load(name: str) -> Any:
 
 
 def _encode(arguments: argparse.Namespace) -> None:
+    names = ("output", "column", "id_column", "batch_size", "normalize", "prompt_name", "truncate_dim", "resume")
+    options = {name: getattr(arguments, name) for name in names}
+    of_ray = {name: value for name, value in vars(arguments).items() if f"--{name.replace('_', '-')}" in _RAY_FLAGS}
+    if arguments.engine == "ray":
+        from lacos_st.encoding.ray_engine import encode_files
+
+        if arguments.devices is not None:
+            raise LacosError("--devices is for one process; Ray chooses: use --actors and --gpus-per-actor.")
+        print(encode_files(arguments.model, arguments.input, precision=arguments.precision, **options, **of_ray))
+        return
     from lacos_st.encoding.encode import encode_file
 
-    names = (
-        "input", "output", "column", "id_column", "batch_size", "precision", "normalize", "prompt_name",
-        "truncate_dim", "devices", "resume",
-    )  # fmt: skip
-    print(encode_file(_load(arguments.model), **{name: getattr(arguments, name) for name in names}))
+    if of_ray:
+        raise LacosError(f"--{next(iter(of_ray)).replace('_', '-')} is for --engine ray, which was not asked for.")
+    for what, values in (("inputs", arguments.input), ("precisions", arguments.precision)):
+        if len(values) > 1:
+            raise LacosError(f"{len(values)} {what} ({listed(values)}) in one command need --engine ray.")
+    print(
+        encode_file(
+            _load(arguments.model),
+            arguments.input[0],
+            precision=arguments.precision[0],
+            devices=arguments.devices,
+            **options,
+        )
+    )
 
 
 def _similarity(arguments: argparse.Namespace) -> None:

@@ -85,3 +85,39 @@ def without_bars_of_datasets() -> Iterator[None]:
     finally:
         if shown:
             enable_progress_bars()
+
+
+@contextmanager
+def of_ray() -> Iterator[None]:
+    """Keep Ray from the terminal: what goes wrong is raised, and its own logs are in its session folder.
+
+    To be entered before Ray is imported and started: its C++ side reads the environment once, and would write to the
+    terminal that an actor's restart needs arguments, which Ray itself holds.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would send usage to its makers
+    import ray.data  # noqa: F401 - it sets these loggers up
+
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def without_stderr() -> Iterator[None]:
+    """Leave out what C++ code writes to the terminal past Python."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

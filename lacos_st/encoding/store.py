@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 @contextmanager
-def _disk_errors(output: Path) -> Iterator[None]:
+def disk_errors(output: Path) -> Iterator[None]:
     """Say what to do when writing fails."""
     try:
         yield
@@ -44,16 +44,49 @@ def stored_as(dimension: int, precision: str) -> tuple[int, np.dtype]:
     """Width and type of a row of the partial file."""
     if precision.endswith("binary"):
         return -(-dimension // 8), np.dtype(np.int8 if precision == "binary" else np.uint8)
-    return dimension, np.dtype(np.float32)
+    return dimension, np.dtype(np.float16 if precision == "float16" else np.float32)
+
+
+def bytes_of(dimension: int, precision: str) -> int:
+    """Bytes of an embedding in the output.
+
+    Example:
+        >>> [bytes_of(512, precision) for precision in ("float32", "float16", "int8", "ubinary")]
+        [2048, 1024, 512, 64]
+    """
+    return -(-dimension // 8) if precision.endswith("binary") else dimension * np.dtype(precision).itemsize
+
+
+def quantized(embeddings: np.ndarray, precision: str, ranges: np.ndarray | None = None) -> np.ndarray:
+    """(rows, dimension) float32 in another precision.
+
+    Args:
+        embeddings: What the model gave.
+        precision: What is wanted.
+        ranges: (2, dimension), for int8 and uint8: what lies beyond becomes the nearest end.
+
+    Raises:
+        LacosError: A number is too large for float16.
+    """
+    if precision == "float32":
+        return embeddings
+    if precision != "float16":
+        from sentence_transformers import quantize_embeddings
+
+        return np.asarray(quantize_embeddings(embeddings, precision=precision, ranges=ranges))
+    with np.errstate(over="ignore"):
+        half = embeddings.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise LacosError(
+            f"precision='float16' ends at 65,504, and the embeddings reach {np.abs(embeddings).max():,.0f}: use "
+            "normalize, or float32."
+        )
+    return half
 
 
 def packed(embeddings: np.ndarray, precision: str) -> np.ndarray:
     """What can be quantised row by row already is in the partial file."""
-    if not precision.endswith("binary"):
-        return embeddings
-    from sentence_transformers import quantize_embeddings
-
-    return np.asarray(quantize_embeddings(embeddings, precision=precision))
+    return embeddings if precision in ("int8", "uint8") else quantized(embeddings, precision)
 
 
 class PartialFile:
@@ -69,7 +102,7 @@ class PartialFile:
         header = io.BytesIO()
         np.lib.format.write_array_header_1_0(header, {"descr": dtype.str, "fortran_order": False, "shape": shape})
         self.header = header.getvalue()
-        with _disk_errors(output):
+        with disk_errors(output):
             self.done = self._done() if resume else 0
             if self.done == 0:
                 self._begin()
@@ -121,7 +154,7 @@ class PartialFile:
 
     def append(self, rows: np.ndarray) -> None:
         """Add rows; they count once they are on the disk."""
-        with _disk_errors(self.output):
+        with disk_errors(self.output):
             rest = memoryview(np.ascontiguousarray(rows, self.dtype).tobytes())
             while rest:
                 rest = rest[self.file.write(rest) :]
@@ -150,7 +183,7 @@ def finish(partial: PartialFile, ids: Iterable[int | str], precision: str, chunk
         chunk_size: Rows read at a time, and rows in a row group of Parquet.
     """
     output, scaled = partial.output, precision in ("int8", "uint8")
-    with _disk_errors(output):
+    with disk_errors(output):
         chunks = _scaled(partial, precision, chunk_size) if scaled else partial.chunks(chunk_size)
         if output.suffix == ".parquet":
             with atomic(output) as temporary:
@@ -169,8 +202,6 @@ def finish(partial: PartialFile, ids: Iterable[int | str], precision: str, chunk
 
 def _scaled(partial: PartialFile, precision: str, chunk_size: int) -> Iterator[np.ndarray]:
     """Quantise to the range of each dimension over all rows, and write the ranges."""
-    from sentence_transformers import quantize_embeddings
-
     low = np.min([rows.min(axis=0) for rows in partial.chunks(chunk_size)], axis=0)
     high = np.max([rows.max(axis=0) for rows in partial.chunks(chunk_size)], axis=0)
     ranges = np.stack([low, high])
@@ -180,30 +211,48 @@ def _scaled(partial: PartialFile, precision: str, chunk_size: int) -> Iterator[n
     ):
         np.save(file, ranges)
     for rows in partial.chunks(chunk_size):
-        yield np.asarray(quantize_embeddings(rows, precision=precision, ranges=ranges))
+        yield quantized(rows, precision, ranges)
 
 
 def _write_parquet(path: Path, chunks: Iterator[np.ndarray], ids: Iterator[int | str]) -> None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = None
     for rows in chunks:
-        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-        table = pa.table({"id": pa.array(list(islice(ids, len(rows)))), "embedding": embeddings})
-        writer = writer or pq.ParquetWriter(path, table.schema, use_dictionary=False, write_statistics=False)
+        table = as_table(list(islice(ids, len(rows))), {"embedding": rows})
+        writer = writer or pq.ParquetWriter(path, table.schema, **parquet_options(table.schema))
         writer.write_table(table)
     if writer is not None:
         writer.close()
 
 
-def check_space(output: Path, partial: PartialFile, precision: str) -> None:
+def as_table(ids: list[int | str], columns: dict[str, np.ndarray]) -> Any:
+    """An Arrow table of ids and of embeddings, each a list of fixed size."""
+    import pyarrow as pa
+
+    lists = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
+        for name, rows in columns.items()
+    }
+    return pa.table({"id": pa.array(ids), **lists})
+
+
+def parquet_options(schema: Any) -> dict[str, Any]:
+    """How embeddings are written. Parquet has no number of one byte: a dictionary of 256 values makes one of four."""
+    import pyarrow as pa
+
+    lists = {name: kind.value_type for name, kind in zip(schema.names, schema.types, strict=True) if name != "id"}
+    bytewide = [name for name, kind in lists.items() if kind in (pa.int8(), pa.uint8())]
+    return {
+        "use_dictionary": [f"{name}.list.element" for name in bytewide] or False,
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
+
+
+def check_space(output: Path, needed: int) -> None:
     """Fail before hours of work rather than after them."""
-    rows, width = partial.shape
-    needed = (rows - partial.done) * width * partial.dtype.itemsize
-    if output.suffix == ".parquet" or precision in ("int8", "uint8"):
-        needed += rows * width * (1 if precision != "float32" else 4)
-    free = shutil.disk_usage(output.absolute().parent).free
+    free = shutil.disk_usage(output if output.is_dir() else output.absolute().parent).free
     if needed > free:
         raise LacosError(
             f"{output} needs {needed / 1e6:,.0f} MB, but {free / 1e6:,.0f} MB are free there. Free some, choose "

@@ -30,7 +30,7 @@ def leftovers(output: Path) -> list[str]:
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"chunk_size": -1}, "chunk_size=-1 must be at least 1"),
         ({"truncate_dim": 0}, "truncate_dim=0 must be at least 1"),
-        ({"precision": "float16"}, "precision='float16' is not one of float32, int8"),
+        ({"precision": "float64"}, "precision='float64' is not one of float32, float16"),
         ({"output": "x.bin"}, "x.bin' must end in .npy or .parquet"),
         ({"id_column": "id"}, "An .npy file holds no ids: write .parquet, or leave id_column='id' away"),
         ({"prompt_name": "nope"}, "The model has no prompt 'nope'"),
