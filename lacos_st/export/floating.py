@@ -45,7 +45,7 @@ def load_floating(name: str) -> LacosSentenceTransformer:
     if missing := inexpressible(list(model)):
         raise LacosError(f"{name!r} has {' and '.join(missing)}, which only lacos-st computes: it cannot be exported.")
     transformer = model.transformer
-    stock = next(kind for kind in type(transformer.model).__mro__ if kind.__module__.startswith("transformers."))
+    stock: Any = next(kind for kind in type(transformer.model).__mro__ if kind.__module__.startswith("transformers."))
     config = deepcopy(transformer.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config

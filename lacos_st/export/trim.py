@@ -256,7 +256,7 @@ def _read_back(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return [text for text in decoded if text.strip() and "\ufffd" not in text]
 
 
-def _embed(model: LacosSentenceTransformer, texts: list[str]) -> Any:
+def _embed(model: Any, texts: list[str]) -> Any:
     """Embeddings of length 1, in float64: fp32 alone would move a cosine by 1e-7."""
     embeddings = np.asarray(model.encode(sentences=texts, show_progress_bar=False), np.float64)
     return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
