@@ -9,6 +9,7 @@ that is a plain checkpoint, is exported as it lies there.
 from __future__ import annotations
 
 from copy import deepcopy
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
