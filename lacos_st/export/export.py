@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from lacos_st.errors import LacosError
 from lacos_st.files import stage_for
@@ -50,11 +50,7 @@ def export(model: str, output: str | Path, format: Format = "hf") -> str:
 
         check_gguf()
     loaded = load_floating(model)
-    if format == "onnx" and loaded.transformer.attention != "causal":
-        raise LacosError(
-            "The model's tokens see both sides, which transformers computes from 5.2 on, and the ONNX converter works "
-            "with older versions: the embeddings would be others. --format openvino and --format hf hold it."
-        )
+    _check_converter(loaded.transformer, format)
     stage = None
     try:
         stage = stage_for(target)
@@ -95,6 +91,17 @@ def commands(format: str, directory: Path) -> str:
         f"  {format}-venv/bin/pip install {_CONVERTERS[format]}\n"
         f'  {format}-venv/bin/python -c "{code}"'
     )
+
+
+def _check_converter(transformer: Any, format: str) -> None:
+    """What `commands` would not convert, or would in silence convert into another model."""
+    if format == "onnx" and transformer.attention != "causal":
+        raise LacosError(
+            "The model's tokens see both sides, which transformers computes from 5.2 on, and the ONNX converter works "
+            "with older versions: the embeddings would be others. --format hf holds it."
+        )
+    if format == "openvino" and transformer.config.model_type == "bloom":
+        raise LacosError("The OpenVINO converter fails on BLOOM without its head: take --format onnx or --format hf.")
 
 
 def _check_target(target: Path, format: str) -> None:

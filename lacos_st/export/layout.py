@@ -4,8 +4,8 @@
     tokenizer.json, ...               the template in its post-processor
     modules.json, 1_Pooling/, ...     sentence-transformers', by the names and keys that its first versions had
 
-sentence-transformers reads its old names as well as its new ones; others look for the old ones alone. The same holds
-for the name of the tokenizer's class, which transformers 4 would not know.
+sentence-transformers reads its old names as well as its new ones; others look for the old ones alone. So it is with the
+name of the tokenizer's class: transformers 4 knows only the old one of what reads `tokenizer.json`.
 """
 
 from __future__ import annotations
