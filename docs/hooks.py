@@ -89,11 +89,12 @@ def _command(name: str, command: argparse.ArgumentParser) -> Iterator[str]:
     formatter = command.formatter_class(prog=command.prog)
     for action in command._actions:
         if not isinstance(action, argparse._HelpAction):
-            named = ", ".join(action.option_strings) or _value(action)
             value = f" {_value(action)}" if action.option_strings and action.nargs != 0 and _value(action) else ""
+            names = action.option_strings or [_value(action)]
+            named = ", ".join(f"`{name}{value if name == names[-1] else ''}`" for name in names)
             told = (formatter._expand_help(action) if action.help else "").removesuffix(" (default: None)")
             chosen = f"One of {', '.join(map(str, action.choices))}. " if action.choices else ""
-            yield f"| `{named}{value}` | {_cell(f'{chosen}{told[:1].upper()}{told[1:]}')} |"
+            yield f"| {named} | {_cell(f'{chosen}{told[:1].upper()}{told[1:]}')} |"
     yield ""
 
 
