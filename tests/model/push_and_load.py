@@ -1,4 +1,4 @@
-"""Run by `test_pushing.py` in a process of its own, for HF_ENDPOINT is read at import: upload a base and models, load them.
+"""Run by `test_pushing.py` in a process of its own, for HF_ENDPOINT is read at import: upload models, and load them.
 
 Arguments: a directory with a plain base, and one to write what was found to.
 """
