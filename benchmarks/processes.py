@@ -1,9 +1,9 @@
 """Two training processes against one, each process with as many threads, over the same batches.
 
-    python benchmarks/processes.py [--base bloom-mini] [--processes 2] [--threads 1] [--steps 30] [--output processes.json]
+    python benchmarks/processes.py [--base bloom-mini] [--processes 2] [--threads 1] [--steps 30] [--output FILE.json]
 
-Both run `lacos-st train` under torchrun on this machine. What is compared is the seconds that `train` itself records, from
-the first step to the last, so starting up is not in it. Held-out loss and final scores must agree: it is the same run.
+Both run `lacos-st train` under torchrun on this machine. What is compared is the seconds that `train` itself records,
+from the first step to the last, so starting up is not in it. The held-out loss must agree: it is the same run.
 """
 
 import argparse
