@@ -322,3 +322,34 @@ def test_an_output_that_vanishes_while_actors_work(two_processors, tmp_path):
     assert 0 < result.resumed_at < result.rows == 400_000
     ids = pq.read_table(tmp_path / "out", columns=["id"])["id"]
     assert len(ids.unique()) == len(ids) == 400_000
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_actors_work(two_processors, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", disk], capture_output=True, check=False
+    ).returncode:
+        pytest.skip("may not mount a small disk")
+    (tmp_path / "in.txt").write_text("".join(f"beta {row}\n" for row in range(200_000)))
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "disk = Path(sys.argv[1])\n"
+        "while not list(disk.glob('out/*.parquet')): time.sleep(0.02)\n"
+        "with (disk / 'other').open('wb') as file:\n"
+        "    while True: file.write(bytes(4096)); file.flush()"
+    )
+    try:
+        full = pytest.raises(
+            LacosError, match=r"out cannot be written: No space left on device\. What was encoded is k"
+        )
+        with subprocess.Popen([sys.executable, "-c", code, disk], stderr=subprocess.DEVNULL), full:
+            encode_files(static_model, tmp_path / "in.txt", disk / "out", part_size=1000, show_progress=False)
+        (disk / "other").unlink()
+        result = encode_files(static_model, tmp_path / "in.txt", disk / "out", part_size=1000, show_progress=False)
+        assert 0 < result.resumed_at < result.rows == 200_000
+        ids = pq.read_table(disk / "out", columns=["id"], page_checksum_verification=True)["id"]
+        assert len(ids.unique()) == len(ids) == 200_000
+    finally:
+        subprocess.run(["umount", disk], check=True)
