@@ -12,7 +12,7 @@ from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError
 from lacos_st.files import locked
 from lacos_st.model.model import LacosSentenceTransformer
-from lacos_st.training.checkpoints import go_on, is_finished, prepare
+from lacos_st.training.checkpoints import described, go_on, is_finished, prepare
 from lacos_st.training.train import train
 
 
@@ -104,14 +104,14 @@ def test_data_are_compared_by_their_texts(recipe, tmp_path):
         return DatasetDict(mine=Dataset.from_dict({"anchor": ["a", text], "positive": ["b", "c"]})), held
 
     held = Dataset.from_dict({"anchor": ["x"], "positive": ["y"]})
-    assert go_on(config, data("a"), tmp_path, checkpoint) == checkpoint  # of before such records were kept
-    assert go_on(config, data("a"), tmp_path, checkpoint) == checkpoint
+    assert go_on(config, described(data("a")), tmp_path, checkpoint) == checkpoint  # of before such records were kept
+    assert go_on(config, described(data("a")), tmp_path, checkpoint) == checkpoint
     with pytest.raises(LacosError, match="mine: "):
-        go_on(config, data("A"), tmp_path, checkpoint)
+        go_on(config, described(data("A")), tmp_path, checkpoint)
     held = Dataset.from_dict({"anchor": ["x"], "positive": ["z"]})
     with pytest.raises(LacosError, match="held-out rows: "):
-        go_on(config, data("a"), tmp_path, checkpoint)
-    assert go_on(LacosConfig(**recipe, overwrite=True), data("A"), tmp_path, checkpoint) is None
+        go_on(config, described(data("a")), tmp_path, checkpoint)
+    assert go_on(LacosConfig(**recipe, overwrite=True), described(data("A")), tmp_path, checkpoint) is None
     assert not checkpoint.exists()
 
 
