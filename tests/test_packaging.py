@@ -17,7 +17,7 @@ def test_an_index_page_has_no_links_into_the_repository(monkeypatch):
     links = re.findall(r"\]\(([^)]+)\)", given["long_description"])
     assert links
     assert all(link.startswith("https://") for link in links)
-    assert "`docs/tutorial.md`" in given["long_description"]
+    assert "`docs/howto/many-gpus.md`" in given["long_description"]
 
 
 def test_the_citation_names_this_version():
