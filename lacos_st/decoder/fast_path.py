@@ -13,7 +13,7 @@ from lacos_st.decoder.bloom import OUTLIER_RATIO, outlier_ratio, use_packed_bloc
 from lacos_st.decoder.fused import fuse_
 from lacos_st.decoder.generic import pack_
 from lacos_st.decoder.lora import fuse_lora_
-from lacos_st.decoder.outliers import keep_outliers_
+from lacos_st.decoder.outliers import keep_outliers_, probe
 from lacos_st.decoder.quantization import ComputeForm, convert_linear_, resolve_compute_form
 from lacos_st.decoder.threads import survive_forks
 from lacos_st.errors import LacosError
@@ -78,8 +78,8 @@ def accelerate_(model: PreTrainedModel, compute_form: str = "auto", training_for
             if parameter.is_floating_point():
                 parameter.data = parameter.data.clone()
     if converted and not isinstance(model, BloomModel):
-        vocabulary = model.config.get_text_config().vocab_size
-        inputs = keep_outliers_(model, vocabulary, lambda ids: model(ids.to(model.device)))
+        tokens = probe(model.config.get_text_config())
+        inputs = keep_outliers_(model, tokens, lambda ids: model(ids.to(model.device)))
         if inputs is not None and model.device.type == "cpu":
             fuse_(model, inputs)
     return model

@@ -16,16 +16,20 @@ that will do.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lacos_st.decoder.quantization import LacosLinear8bit
+from lacos_st.errors import LacosError, shown
 
 OUTLIER_COLUMNS = 16  # in each layer; benchmarks/fidelity.py has what they bring
-_TOKENS = 64  # of the sequence that they are found with
+PROBE = (
+    "lacos_probe"  # setting of a configuration: the sequence that they are found with, where it is not the usual one
+)
+_TOKENS = 64  # of that sequence
 
 
 class Inputs(NamedTuple):
@@ -40,12 +44,30 @@ class Inputs(NamedTuple):
     norms: dict[nn.Module, nn.Module]
 
 
-def keep_outliers_(model: nn.Module, vocabulary: int, run: Callable[[Tensor], object]) -> Inputs | None:
+def probe(config: Any) -> list[int]:
+    """The token ids that a model's outliers are found with.
+
+    Args:
+        config: The model's. A vocabulary that was made smaller has other numbers for the same tokens, and says which.
+
+    Raises:
+        LacosError: It says something else.
+    """
+    rows = config.vocab_size
+    told = getattr(config, PROBE, None)
+    if told is None:
+        return torch.randint(rows, (_TOKENS,), generator=torch.Generator().manual_seed(0)).tolist()
+    if not (isinstance(told, list) and told and all(type(number) is int and 0 <= number < rows for number in told)):
+        raise LacosError(f"{PROBE}={shown(told)} in config.json must be token ids below {rows}: copy the model again.")
+    return told
+
+
+def keep_outliers_(model: nn.Module, tokens: list[int], run: Callable[[Tensor], object]) -> Inputs | None:
     """Find the largest input columns of a model's ``w8a8`` layers, in place.
 
     Args:
         model: A decoder; adapters in it are left out of account.
-        vocabulary: Number of its token ids.
+        tokens: Token ids to find them with, as `probe` gives them.
         run: Runs the model over token ids (1, tokens).
 
     Returns:
@@ -56,7 +78,7 @@ def keep_outliers_(model: nn.Module, vocabulary: int, run: Callable[[Tensor], ob
         return None
     for layer in layers:
         layer.outliers, layer.shares_input = None, False
-    ids = torch.randint(vocabulary, (1, _TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([tokens])
     run(ids[:, :2])  # a model may try itself on a few tokens the first time
     inputs = _watch(model, layers, lambda: run(ids))
     for group in inputs.groups:

@@ -89,7 +89,8 @@ def commands(format: str, directory: Path) -> str:
         f"environment of their own:\n"
         f"  python -m venv {format}-venv\n"
         f"  {format}-venv/bin/pip install {_CONVERTERS[format]}\n"
-        f'  {format}-venv/bin/python -c "{code}"'
+        f'  {format}-venv/bin/python -c "{code}"\n'
+        "No embedding that a converter gave has been shown to be right yet (docs/export.md): compare some before use."
     )
 
 

@@ -5,7 +5,7 @@ of yours looks up does nothing for you. What stays is decided in `vocabulary.py`
 languages); here rows and tokenizer are exchanged, and every number that means a token is changed with them:
 
     tokenizer.json     vocabulary, merges, added tokens, what the template puts around a text
-    config.json        vocab_size, and each `..._token_id`
+    config.json        vocab_size, each `..._token_id`, and the tokens that a load finds outlier columns with
     the table          its rows keep their bytes
 
 Adapters lie over linear layers, which do not change: they are kept as they are, and train on. The base is a new one,
@@ -32,6 +32,7 @@ from transformers import AutoTokenizer
 
 from lacos_st.data.readers import DataError, open_file
 from lacos_st.decoder.embedding_table import keep_rows_
+from lacos_st.decoder.outliers import PROBE, probe
 from lacos_st.errors import LacosError, shown
 from lacos_st.export.scripts import fits, scripts_of
 from lacos_st.export.vocabulary import always_kept, check_trimmable, token_bytes, trimmed, with_pieces
@@ -170,8 +171,8 @@ def check_sources(corpus: Sequence[str | Path], languages: Sequence[str]) -> lis
 
 
 def _named(model: LacosSentenceTransformer, rows: int) -> set[int]:
-    """Tokens that have a role in the tokenizer or the configuration, and those of the model's prompts."""
-    found = set(model.tokenizer.all_special_ids)
+    """Tokens with a role in tokenizer or configuration, those of prompts, and those that find outlier columns."""
+    found = {*model.tokenizer.all_special_ids, *probe(model.transformer.config)}
     found.update(*_tokenised(model.tokenizer, [prompt for prompt in model.prompts.values() if prompt] or [""]))
     for _, value in _token_ids(model.transformer.config):
         found.update(value if isinstance(value, list) else [value])
@@ -197,8 +198,10 @@ def _token_ids(config: Any) -> list[tuple[str, Any]]:
 def _exchange(model: LacosSentenceTransformer, tokenizer: Any, kept: Sequence[int]) -> None:
     """Put rows and tokenizer in place, and tell the configuration."""
     transformer = model.transformer
+    probed = probe(transformer.config)
     keep_rows_(transformer.model, kept)
     place = {number: position for position, number in enumerate(kept)}
+    setattr(transformer.config, PROBE, [place[number] for number in probed])
     for key, value in _token_ids(transformer.config):
         several = isinstance(value, list)
         setattr(transformer.config, key, [place[v] for v in value if v in place] if several else place.get(value))

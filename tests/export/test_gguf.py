@@ -13,7 +13,6 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from lacos_st.errors import LacosError
 from lacos_st.export import gguf_file
 from lacos_st.export.export import export
-from lacos_st.export.gguf_file import FAMILIES
 from lacos_st.model.model import LacosSentenceTransformer
 
 gguf = pytest.importorskip("gguf")
@@ -30,10 +29,13 @@ def states(model, ids):
         return model(input_ids=torch.tensor([ids])).last_hidden_state[0].float().numpy()
 
 
-@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "mistral"])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "gemma3_text", "bloom", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2", "qwen3"))],
+)
 def test_a_family_is_read_back(family, tiny_bloom, tiny_gemma, tmp_path):
     base = {"bloom": tiny_bloom, "gemma3_text": tiny_gemma}.get(family) or write(family, tiny_bloom, tmp_path / "base")
-    model = save(base, tmp_path / "model", max_seq_length=5)
+    model = save(base, tmp_path / "model", max_seq_length=5, quantization="none")  # so that all that is lost is bf16
     told = export(str(tmp_path / "model"), tmp_path / "model.gguf", "gguf")
     assert "--pooling mean -m model.gguf" in told
     assert ("form NFC" in told) == (family == "qwen2")  # transformers gives Qwen 2 a tokenizer of its own
@@ -45,7 +47,7 @@ def test_a_family_is_read_back(family, tiny_bloom, tiny_gemma, tmp_path):
         ids = model.tokenizer(text, truncation=True, max_length=5)["input_ids"]
         expected = model.encode(text)
         found = states(read, ids).mean(0)
-        assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 0.998, text
+        assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 0.9995, text
     reader = gguf.GGUFReader(tmp_path / "model.gguf")
     fields = {key: field.contents() for key, field in reader.fields.items()}
     assert fields[f"{fields['general.architecture']}.pooling_type"] == gguf.PoolingType.MEAN

@@ -171,6 +171,15 @@ def test_the_command(tiny_bloom, corpus, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("told", [[1, 512], [], "1", [True], [-1]])
+def test_a_damaged_list_of_probed_tokens_is_said(told, tiny_gemma, tmp_path):
+    LacosSentenceTransformer(tiny_gemma).save_pretrained(str(tmp_path / "model"))
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lacos_probe": told}))
+    with pytest.raises(LacosError, match=r"lacos_probe=.* must be token ids below 512"):
+        LacosSentenceTransformer(tmp_path / "model")
+
+
 def test_another_kind_of_tokenizer_is_refused(tiny_bloom, tmp_path):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
