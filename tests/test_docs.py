@@ -30,8 +30,12 @@ def cheap(page):
     return [command for command in commands(page) if command[1] in CHEAP]
 
 
+def has_python(page):
+    return any(block.kind == "python" for block in blocks(page))
+
+
 def can_run(page):
-    return page not in (TUTORIAL, FRAMEWORKS) and (cheap(page) or any(kind == "python" for kind, _ in blocks(page)))
+    return page not in (TUTORIAL, FRAMEWORKS) and (cheap(page) or has_python(page))
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=named)
@@ -54,7 +58,8 @@ def test_what_a_page_shows_runs(page, tmp_path, monkeypatch, capsys):
             printed += capsys.readouterr().out
         elif block.kind == "text":
             shown += block.text
-    check_printed(shown, printed)
+    if has_python(page):  # else what is shown comes of commands that take longer
+        check_printed(shown, printed)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """What goes wrong while training: it is named as what it is, and a step that is made smaller learns the same."""
 
 import errno
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +56,32 @@ def test_a_full_disk_says_what_to_do(recipe, tmp_path, monkeypatch):
     with pytest.raises(LacosError, match=r"Writing a checkpoint.*training goes on from the last complete checkpoint"):
         train(LacosConfig(**recipe))
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").exists(), reason="needs a directory where even root may not write")
+def test_a_directory_that_may_only_be_read_is_said_before_anything_is_loaded(recipe, monkeypatch):
+    monkeypatch.setattr(training, "build_model", None)
+    with pytest.raises(LacosError, match=r"/sys/kernel.* cannot be written"):
+        train(LacosConfig(**recipe | {"output": "/sys/kernel/model"}))
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_directory_that_vanishes_while_training(comes_back, recipe, tmp_path):
+    run, elsewhere = tmp_path / "model.run", tmp_path / "elsewhere"
+
+    class Vanish(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3:
+                run.rename(elsewhere)
+                run.write_text("")  # else it would be made anew
+
+    with pytest.raises(LacosError, match=r"Writing a checkpoint to .*model\.run.*mend the directory"):
+        train(LacosConfig(**recipe), callbacks=[Vanish()])
+    run.unlink()
+    if comes_back:
+        elsewhere.rename(run)
+    assert (latest_checkpoint(run / "checkpoints") is not None) == comes_back
+    assert train(LacosConfig(**recipe)).training_record["steps"] == 4
 
 
 @pytest.mark.parametrize("event", ["on_train_begin", "on_step_end", "on_evaluate", "on_save", "on_log", "on_train_end"])
