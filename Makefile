@@ -34,8 +34,9 @@ demo-lm: .venv/gemma3
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[gemma3]"
 	touch $@
 
+# Two processes with a thread each: tests are small, and threads that wait for each other take half of the time.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: .venv/ready
 	$(BIN)/python -m pytest -m slow --timeout 3600

@@ -19,7 +19,7 @@ _HOME = {
     "LacosLayerNorm": "model.dense",
     "LacosPooling": "model.pooling",
     "LacosSentenceTransformer": "model.model",
-    "accelerate": "model.model",
+    "accelerate": "model.accelerate",
     "LacosBloomModel": "decoder.bloom",
     "MaskedMultipleNegativesRankingLoss": "training.losses",
     "CachedMaskedMultipleNegativesRankingLoss": "training.losses",

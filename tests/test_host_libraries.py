@@ -24,7 +24,8 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.sentence_transformer.modules import Pooling
 from transformers import BitsAndBytesConfig
 
-from lacos_st.model.model import LacosSentenceTransformer, accelerate
+from lacos_st.model.accelerate import accelerate
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = ["A man is playing a guitar.", "Un homme joue de la guitare.", "Two dogs run."]
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": ["query_key_value"], "lora_dropout": 0.0}

@@ -31,16 +31,13 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from sentence_transformers.util import get_rank
 from torch import nn
 
-from lacos_st.decoder.embedding_table import LacosEmbedding8bit, quantize_embedding_
-from lacos_st.decoder.fast_path import accelerate_
-from lacos_st.decoder.quantization import is_quantized
+from lacos_st.decoder.embedding_table import LacosEmbedding8bit
 from lacos_st.decoder.threads import as_many_threads_as_serve
 from lacos_st.errors import LacosError
 from lacos_st.files import stage_for, write_json
 from lacos_st.model.adapters import check_adapter_name
 from lacos_st.model.artifact import check_others_can_load, is_checkpoint, is_hub_name
 from lacos_st.model.card import complete, describe, fill_in
-from lacos_st.model.decoders import check_decoder
 from lacos_st.model.dense import freeze_
 from lacos_st.model.names import resolve
 from lacos_st.model.opening import check_directory
@@ -388,29 +385,3 @@ class LacosSentenceTransformer(SentenceTransformer):
         """Fold the adapter into the base, in float, and quantise it again; see `LacosTransformer.merge_adapter`."""
         self.transformer.merge_adapter()
         return self
-
-
-def accelerate(
-    model: SentenceTransformer, compute_form: str = "auto", training_form: str = "auto"
-) -> SentenceTransformer:
-    """Put a SentenceTransformer that was loaded without the plugin on the fast path, in place.
-
-    Args:
-        model: A SentenceTransformer whose first module is a decoder, 8-bit or not, with adapters or not.
-        compute_form: How 8-bit layers compute when encoding; see `quantization.py`.
-        training_form: The same while training.
-
-    Returns:
-        The same model.
-
-    Raises:
-        LacosError: The model is no decoder.
-    """
-    inner = getattr(model[0], "model", None)
-    if inner is None:
-        raise LacosError(f"accelerate() speeds up decoders, and the first module here is {type(model[0]).__name__}.")
-    check_decoder(inner.config.to_dict(), type(inner).__name__)
-    if is_quantized(inner):
-        quantize_embedding_(inner)
-    accelerate_(inner, compute_form, training_form)
-    return model

@@ -10,7 +10,7 @@ from tiny import CORPUS
 
 from lacos_st.decoder.generic import can_pack
 from lacos_st.decoder.quantization import LacosLinear8bit
-from lacos_st.model.model import accelerate
+from lacos_st.model.accelerate import accelerate
 
 TEXTS = list(CORPUS)
 

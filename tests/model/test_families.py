@@ -11,7 +11,8 @@ from tiny import CORPUS, randomise
 
 from lacos_st.decoder.quantization import LacosLinear8bit
 from lacos_st.errors import LacosError
-from lacos_st.model.model import LacosSentenceTransformer, accelerate
+from lacos_st.model.accelerate import accelerate
+from lacos_st.model.model import LacosSentenceTransformer
 
 TEXTS = list(CORPUS)
 FAMILIES = sorted(families.CONFIGS.keys() - {"falcon"})  # of which bitsandbytes quantises nothing

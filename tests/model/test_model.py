@@ -15,7 +15,8 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from tiny import CORPUS, randomise, tree, write_tiny_bloom
 
 from lacos_st.errors import LacosError
-from lacos_st.model.model import LacosSentenceTransformer, accelerate
+from lacos_st.model.accelerate import accelerate
+from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.pooling import LacosPooling
 from lacos_st.model.transformer import LacosTransformer
 
