@@ -173,6 +173,25 @@ def build_loss(
     return MaskedMultipleNegativesRankingLoss(model, **options)
 
 
+def even_batches(held: Dataset, batch_size: int, processes: int = 1) -> tuple[Dataset, int]:
+    """Held-out rows in batches of one size, so that each row meets as many negatives, also among several processes.
+
+    Otherwise accelerate would fill the last batch of several processes with rows of the first, and another number of
+    processes would find another loss.
+
+    Args:
+        held: The rows.
+        batch_size: Rows in a batch, at most.
+        processes: That share a batch; each gets as many rows.
+
+    Returns:
+        (the rows less what is left over, rows in a batch).
+    """
+    batches = -(-len(held) // batch_size)
+    size = max(1, len(held) // batches // processes) * processes
+    return held.select(range(min(len(held), size * batches))), size
+
+
 def build_arguments(
     config: LacosConfig,
     run: Path,
@@ -180,6 +199,7 @@ def build_arguments(
     evaluator: BaseEvaluator | None,
     model: LacosSentenceTransformer,
     processes: int = 1,
+    held_out: int | None = None,
 ) -> SentenceTransformerTrainingArguments:
     """The Trainer's arguments.
 
@@ -190,6 +210,7 @@ def build_arguments(
         evaluator: What chooses the best step; None: the held-out loss. Its primary metric is known.
         model: The model to train.
         processes: That share a batch.
+        held_out: Rows in a batch of held-out ones, of `even_batches`. Default: as in training.
 
     Returns:
         The arguments.
@@ -203,7 +224,7 @@ def build_arguments(
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,  # of all processes: `SharedBatches` cuts it
-        per_device_eval_batch_size=config.batch_size // processes,
+        per_device_eval_batch_size=(held_out or config.batch_size) // processes,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         learning_rate=config.learning_rate,
         warmup_steps=config.warmup_ratio,  # below 1: a share of all steps

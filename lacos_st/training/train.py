@@ -52,6 +52,7 @@ from lacos_st.training.assembly import (
     build_data,
     build_loss,
     build_model,
+    even_batches,
     memory_options,
 )
 from lacos_st.training.checkpoints import described, go_on, is_finished, latest_checkpoint, prepare
@@ -207,13 +208,14 @@ def _fit(
     model.model_card_data.widget = _widget(data[1])
     if evaluator is not None and evaluator.primary_metric is None:
         evaluator(model)  # ST's evaluators name their metric when they first run, and the Trainer asks before
-    arguments = build_arguments(config, run, data[0], evaluator, model, state.num_processes)
+    held, size = even_batches(data[1], config.batch_size, state.num_processes)
+    arguments = build_arguments(config, run, data[0], evaluator, model, state.num_processes, size)
     arguments.eval_on_start = checkpoint is None  # the loss before the first step; a checkpoint's log has it
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=data[0],
-        eval_dataset=data[1],
+        eval_dataset=held,
         loss=build_loss(config, model, mini_batch, gather=state.num_processes > 1),
         evaluator=evaluator,
         callbacks=list(callbacks or []),

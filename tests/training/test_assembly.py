@@ -11,6 +11,7 @@ from lacos_st.training.assembly import (
     build_arguments,
     build_data,
     build_model,
+    even_batches,
 )
 
 
@@ -53,6 +54,22 @@ def write_pairs(path, rows, negatives=0):
     lines = [",".join(f"{path.stem} {name} {i}" for name in header) for i in range(rows)]
     path.write_text("\n".join([",".join(header), *lines]) + "\n", encoding="utf-8")
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "processes", "expected"),
+    [
+        (512, 2, (512, 64)),
+        (500, 1, (496, 62)),
+        (500, 2, (496, 62)),
+        (13, 2, (12, 12)),
+        (13, 1, (13, 13)),
+        (1, 2, (1, 2)),
+    ],
+)
+def test_held_out_batches_are_of_one_size(rows, processes, expected):
+    held, size = even_batches(Dataset.from_dict({"anchor": ["a"] * rows}), 64, processes)
+    assert (len(held), size) == expected
 
 
 def test_evaluates_ten_times_in_the_batches_of_all_sources(tiny_bloom, tmp_path):

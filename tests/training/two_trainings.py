@@ -29,7 +29,7 @@ TRIPLETS = [
     for i in range(40)
 ]
 PAIRS = [(f"un {WORDS[i % 4]} rouge {i}", f"le {WORDS[i % 4]} est rouge {i}") for i in range(26)]
-HELD_OUT = [(f"one {word}", f"{word} it is") for word in WORDS[:8]]
+HELD_OUT = [(f"one {word}", f"{word} it is") for word in WORDS]  # a batch of 8, and one of 4
 
 
 def write_data(directory: Path) -> None:
