@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 import warnings
 import zipfile
@@ -195,9 +194,9 @@ def seal(checkpoint: Path) -> None:
     """Keep digests of a checkpoint's files, so that one that a disk has damaged is not gone on from.
 
     Args:
-        checkpoint: A complete one. The random states of other processes may still be on their way, and are left out.
+        checkpoint: A complete one, to which all processes have written.
     """
-    files = [path for path in checkpoint.rglob("*") if path.is_file() and not re.match("rng_state_[1-9]", path.name)]
+    files = [path for path in checkpoint.rglob("*") if path.is_file()]
     write_json(checkpoint / _SEAL, {path.relative_to(checkpoint).as_posix(): _digest(path) for path in files})
 
 
@@ -222,7 +221,8 @@ def _incomplete(path: Path) -> str | None:
                     return f"{name} is damaged"
         if not list(path.glob("rng_state*.pth")):
             return "its random state is missing"
-        if (path / _SEAL).is_file():  # else it was killed between the Trainer's last file and this one
+        # one process that was killed between the Trainer's last file and the digests has written all that matters
+        if (path / _SEAL).is_file() or (path / "rng_state_0.pth").is_file():
             for name, digest in json.loads((path / _SEAL).read_text(encoding="utf-8")).items():
                 if _digest(path / name) != digest:
                     return f"{name} is damaged"

@@ -42,6 +42,7 @@ class Trainer(SentenceTransformerTrainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         try:
             super()._save_checkpoint(*args, **kwargs)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
             if self.args.should_save:
                 seal(Path(self.args.output_dir, f"checkpoint-{self.state.global_step}"))
         except (OSError, RuntimeError) as error:

@@ -218,6 +218,16 @@ def test_an_incomplete_checkpoint_is_skipped(damage, interrupted):
         assert latest_checkpoint(checkpoints) is None
 
 
+def test_a_checkpoint_of_several_processes_that_is_not_sealed_is_skipped(interrupted):
+    _, checkpoints = interrupted
+    newest = checkpoints / "checkpoint-4"
+    (newest / "digests.json").unlink()
+    assert latest_checkpoint(checkpoints) == newest  # one process has written all before it seals
+    (newest / "rng_state.pth").rename(newest / "rng_state_0.pth")  # the second process had not come to it
+    with pytest.warns(UserWarning, match=r"checkpoint-4.*digests\.json is missing"):
+        assert latest_checkpoint(checkpoints).name == "checkpoint-2"
+
+
 def test_another_recipe_does_not_mix_with_an_unfinished_run(interrupted):
     config, _ = interrupted
     changed = LacosConfig.from_dict({**config.to_dict(), "lora_rank": 2})
