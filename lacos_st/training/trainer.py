@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from sentence_transformers import SentenceTransformerTrainer
+from torch.utils.data import DataLoader
 
 from lacos_st.errors import LacosError
 from lacos_st.training.checkpoints import seal
@@ -33,6 +34,17 @@ class Trainer(SentenceTransformerTrainer):
                 "precision (--quantization none)."
             )
         return loss
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """As ST's; a run of several processes that goes on in a later epoch takes that epoch's batches.
+
+        transformers hands the epoch one wrapper down, and on resuming there are two: accelerate's passes it on.
+        """
+        loader = super().get_train_dataloader()
+        if self.args.world_size > 1:
+            shard = loader.batch_sampler
+            shard.set_epoch = shard.batch_sampler.set_epoch
+        return loader
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As ST's; before the first step it leaves the random state alone, so that measuring changes no adapter."""

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from sentence_transformers.base.sampler import DefaultBatchSampler, ProportionalBatchSampler
 from tiny import CORPUS
 from torch import distributed
@@ -102,6 +103,14 @@ def test_the_trainer_used_directly_learns_the_same_adapter(trained, tiny_bloom):
         for name, value in one.items():
             torch.testing.assert_close(two[name], value, atol=1e-5, rtol=0)
     assert all(value.abs().max() > 1e-3 for name, value in one.items() if "lora_B" in name)
+
+
+def test_a_run_that_goes_on_in_a_later_epoch_ends_bit_for_bit_the_same(trained):
+    cut, uncut = (load_file(trained / name / "adapter" / "adapter_model.safetensors") for name in ("cut", "uncut"))
+    assert all(torch.equal(cut[key], uncut[key]) for key in uncut)
+    logs = [json.loads((trained / name / "training.json").read_text())["log"] for name in ("cut", "uncut")]
+    one, two = ([(entry["step"], entry["loss"]) for entry in log if "loss" in entry] for log in logs)
+    assert one == two
 
 
 def test_an_interruption_of_one_stops_all_and_one_process_goes_on(trained, tiny_bloom, caplog):

@@ -99,6 +99,14 @@ class InterruptOne(TrainerCallback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+class PowerCut(TrainerCallback):
+    """Both processes end in the second epoch of nine steps."""
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == 13:
+            raise SystemExit("power cut")
+
+
 def told(function) -> str:
     """Which error comes."""
     try:
@@ -113,6 +121,11 @@ def run(directory: Path, base: str) -> None:
     rank = PartialState(cpu=True).process_index
     for name, options in CASES.items():
         train(recipe(directory, base, f"two_{name}", **options))
+    try:
+        train(recipe(directory, base, "cut", lora_dropout=0.1), callbacks=[PowerCut()])
+    except SystemExit:
+        train(recipe(directory, base, "cut", lora_dropout=0.1))
+    train(recipe(directory, base, "uncut", lora_dropout=0.1))
     torch.save(with_the_trainer(base), directory / f"trainer.{rank}")
     errors = [
         told(lambda: train(recipe(directory, base, "halves"), callbacks=[InterruptOne()])),
