@@ -64,9 +64,9 @@ class Examples(griffe.Extension):
 
 def command_line() -> str:
     """The reference of the command line, from its parser."""
-    from lacos_st.cli import _parser
+    from lacos_st.cli.parser import build_parser
 
-    parser = _parser()
+    parser = build_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     return "\n".join(
         [

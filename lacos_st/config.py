@@ -1,6 +1,6 @@
 """`LacosConfig`: one dataclass is the Python arguments, the CLI's flags and the YAML recipe.
 
-Every field has a type, a default and a help text in its metadata; `cli.py` makes a flag of each, `from_yaml` and
+Every field has a type, a default and a help text in its metadata; `cli/parser.py` makes a flag of each, `from_yaml` and
 `to_yaml` go round exactly, and `__post_init__` checks values where they enter. Where a default comes from an
 experiment, `docs/ablations.md` holds it.
 """

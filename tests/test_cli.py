@@ -6,6 +6,8 @@ import pytest
 from tiny import CORPUS
 
 from lacos_st.cli import main
+from lacos_st.cli.commands import COMMANDS
+from lacos_st.cli.parser import build_parser
 from lacos_st.model.model import LacosSentenceTransformer
 
 
@@ -27,6 +29,12 @@ def run(capsys, *arguments):
     code = main([str(argument) for argument in arguments])
     captured = capsys.readouterr()
     return code, captured.out, captured.err
+
+
+def test_what_can_be_said_can_be_done():
+    assert (
+        next(action for action in build_parser()._actions if action.dest == "command").choices.keys() == COMMANDS.keys()
+    )
 
 
 def test_train_from_flags_and_recipe(capsys, tiny_bloom, tmp_path):

@@ -13,7 +13,8 @@ import pytest
 from snippets import blocks, check_printed, commands
 
 import lacos_st
-from lacos_st.cli import _parser, main
+from lacos_st.cli import main
+from lacos_st.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -41,7 +42,7 @@ def can_run(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if commands(page)], ids=named)
 def test_commands_are_understood(page):
     for command in commands(page):
-        _parser().parse_args(command[1:])
+        build_parser().parse_args(command[1:])
 
 
 @pytest.mark.parametrize("page", filter(can_run, PAGES), ids=named)
@@ -128,7 +129,7 @@ def test_the_site_fetches_nothing(site):
 
 def test_the_command_line_is_there_whole(site):
     text = (site / "reference" / "cli.html").read_text(encoding="utf-8")
-    subcommands = next(action for action in _parser()._actions if action.dest == "command").choices
+    subcommands = next(action for action in build_parser()._actions if action.dest == "command").choices
     for name, command in subcommands.items():
         assert f'id="{name}"' in text
         assert all(flag in text for flag in command.flags)

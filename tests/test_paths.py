@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import datasets
 import pytest
 
-import lacos_st.cli
+import lacos_st.cli.commands
 from lacos_st.cli import main
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import DataError, load_training_data
@@ -45,7 +45,7 @@ def test_every_command_reads_the_home_directory(home, monkeypatch, function, lin
         return []
 
     model = SimpleNamespace(merge_adapter=lambda: SimpleNamespace(save_pretrained=called))
-    monkeypatch.setattr(lacos_st.cli, "_load", lambda name: (seen.append(name), model)[1])
+    monkeypatch.setattr(lacos_st.cli.commands, "_load", lambda name: (seen.append(name), model)[1])
     if function:
         monkeypatch.setattr(f"lacos_st.{function}", called)
         monkeypatch.setattr("lacos_st.evaluation.tables.text", str)

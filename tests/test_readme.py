@@ -30,9 +30,9 @@ def test_python_runs_and_prints_what_the_readme_shows(tmp_path):
 @pytest.mark.parametrize("command", commands(README), ids=" ".join)
 def test_commands_are_understood(command, tmp_path):
     """Each is parsed as the command line does; those that work on what is in the package run."""
-    from lacos_st.cli import _parser
+    from lacos_st.cli.parser import build_parser
 
-    arguments = _parser().parse_args(command[1:])
+    arguments = build_parser().parse_args(command[1:])
     if arguments.command in ("encode", "similarity"):
         (tmp_path / "corpus.jsonl").write_text('{"text": "A man plays guitar."}\n', encoding="utf-8")
         done = run([sys.executable, "-m", "lacos_st.cli", *command[1:]], tmp_path)

@@ -10,6 +10,7 @@ from sts_sets import write_set
 from tiny import CORPUS
 
 from lacos_st.cli import main
+from lacos_st.cli.commands import COMMANDS
 from lacos_st.config import LacosConfig
 from lacos_st.data.load import DataError, load_training_data
 from lacos_st.decoder.memory import predict
@@ -53,7 +54,7 @@ def test_an_unknown_option_is_told_its_nearest(line, hint, capsys):
 
 def test_texts_may_look_like_options(monkeypatch):
     seen = []
-    monkeypatch.setattr("lacos_st.cli._similarity", lambda arguments: seen.append(arguments.texts))
+    monkeypatch.setitem(COMMANDS, "similarity", lambda arguments: seen.append(arguments.texts))
     assert main(["similarity", "m", "--odd text", "b"]) == main(["similarity", "m", "--", "--odd", "b"]) == 0
     assert seen == [["--odd text", "b"], ["--odd", "b"]]
 

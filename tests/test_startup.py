@@ -18,9 +18,10 @@ def modules(code, folder):
 
 def test_help_and_mistakes_in_a_line_load_no_library(tmp_path):
     code = """
-from lacos_st.cli import _parser, main
+from lacos_st.cli import main
+from lacos_st.cli.parser import build_parser
 from lacos_st import __version__
-subcommands = next(action for action in _parser()._actions if action.dest == "command").choices
+subcommands = next(action for action in build_parser()._actions if action.dest == "command").choices
 lines = [["--help"], ["--version"], ["no-such-command"], ["train", "--no-such-option"]]
 for line in lines + [[name, "--help"] for name in subcommands]:
     try:

@@ -1,27 +1,21 @@
-"""The command line: each command is a thin face of a typed function elsewhere.
+"""What can be said on the command line: the commands and their options.
 
-`train`'s flags are `LacosConfig`'s fields. A user's mistake (`LacosError`, a file that cannot be read) is one line on
-stderr and exit code 2; Ctrl-C is 130. Anything else is a bug and keeps its traceback.
+`train`'s flags are `LacosConfig`'s fields, so that a further setting is written once. What is absent stays absent
+where a recipe or a function has the default.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import sys
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from lacos_st.config import LacosConfig
-from lacos_st.errors import LacosError, ToldByFirstError, listed
-from lacos_st.files import at_home
-from lacos_st.quiet import for_command_line
 
 _EPILOG = """examples:
   lacos-st train                                             the embedded base on the embedded sample, offline
@@ -32,8 +26,7 @@ _EPILOG = """examples:
   lacos-st similarity lacos-bloom "A man plays guitar." "Un homme joue de la guitare."
 """
 
-
-_PATHS = {
+PATHS = {
     "base",
     "config",
     "corpus",
@@ -48,6 +41,16 @@ _PATHS = {
     "retrieval",
     "train",
 }
+
+_DEFAULTS = LacosConfig()
+_PRECISIONS = ["float32", "float16", "int8", "uint8", "binary", "ubinary"]
+_OF_RAY: list[tuple[str, Callable[[str], Any], str, str]] = [
+    ("--address", str, "ADDRESS", "a cluster, or auto for this machine's; without it Ray runs on this machine alone"),
+    ("--actors", int, "N", "processes that hold the model; without it one for each GPU, else for each machine"),
+    ("--gpus-per-actor", float, "G", "GPUs of an actor, 0.5 for half of one; without it 1 where there are GPUs"),
+    ("--ranges", str, "RANGES.npy", "what int8 is scaled by, from an earlier run; without it taken from a sample"),
+]
+RAY_FLAGS = {flag for flag, *_ in _OF_RAY}
 
 
 class _Command(argparse.ArgumentParser):
@@ -88,40 +91,8 @@ def _initials(flag: str) -> str:
     return "".join(word[:1] for word in flag.strip("-").split("-"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        argv: The arguments; default: those of the process.
-
-    Returns:
-        The exit code.
-    """
-    arguments = _parser().parse_args(argv)
-    for name in _PATHS & set(vars(arguments)):
-        setattr(arguments, name, at_home(getattr(arguments, name)))
-    for_command_line()
-    run: Callable[[argparse.Namespace], None] = arguments.run
-    try:
-        run(arguments)
-    except ToldByFirstError:
-        return 2
-    except (LacosError, OSError) as error:
-        print(f"lacos-st {arguments.command}: error: {error}", file=sys.stderr)
-        return 2
-    except ModuleNotFoundError as error:
-        if error.name not in ("mteb", "sklearn", "matplotlib"):
-            raise
-        print(f"lacos-st {arguments.command}: error: needs {error.name}: pip install 'lacos-st[eval]'", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as interrupt:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
-        return 130
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """All commands with their options."""
     parser = argparse.ArgumentParser(
         prog="lacos-st",
         description="8-bit LoRA sentence embeddings from BLOOM and other decoders: train, encode, evaluate.",
@@ -133,22 +104,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"lacos-st {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Command)
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
+    def add(name: str, summary: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
         )
-        command.set_defaults(run=run)
-        return command
 
-    train = add("train", _train, "train an adapter and save the model; run again to go on after an interruption")
+    train = add("train", "train an adapter and save the model; run again to go on after an interruption")
     train.add_argument("--config", metavar="RECIPE.yaml", help="a recipe; flags win over it")
     _add_recipe_flags(train)
 
-    init = add("init", _init, "write an embedded model as a directory that stock sentence-transformers loads")
+    init = add("init", "write an embedded model as a directory that stock sentence-transformers loads")
     init.add_argument("directory", nargs="?", help="default: the model's name")
     init.add_argument("--model", default="lacos-bloom", help="lacos-bloom, or bloom-mini, its base")
 
-    encode = add("encode", _encode, "encode files of texts; run again to go on after an interruption")
+    encode = add("encode", "encode files of texts; run again to go on after an interruption")
     encode.add_argument("model")
     encode.add_argument(
         "input",
@@ -176,11 +145,11 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--no-resume", dest="resume", action="store_const", const=False, default=argparse.SUPPRESS,
                         help="start over")  # fmt: skip
 
-    similarity = add("similarity", _similarity, "print the similarity of texts")
+    similarity = add("similarity", "print the similarity of texts")
     similarity.add_argument("model")
     similarity.add_argument("texts", nargs="+", metavar="TEXT")
 
-    evaluate = add("evaluate", _evaluate, "measure models on similarity and retrieval with MTEB, online or from files")
+    evaluate = add("evaluate", "measure models on similarity and retrieval with MTEB, online or from files")
     evaluate.add_argument("models", nargs="+", metavar="MODEL")
     evaluate.add_argument(
         "--tasks", nargs="+", help="sts-english, sts-multilingual, sts-sample, nanobeir, or MTEB task names"
@@ -192,17 +161,17 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", help="directory for results; a second run goes on where the first stopped")
     evaluate.add_argument("--batch-size", type=int, default=32, help="sentences in a batch")
 
-    report = add("report", _report, "turn results of evaluate into a self-contained page")
+    report = add("report", "turn results of evaluate into a self-contained page")
     report.add_argument("results", nargs="+", metavar="RESULTS")
     report.add_argument("-o", "--output", default="report.html", help="the page; plots go beside it")
     report.add_argument("--title", default="Evaluation", help="heading of the page")
     report.add_argument("--split", choices=["test", "dev"], help="results to show; default: test, where there are any")
 
-    overlap = add("check-overlap", _check_overlap, "count evaluation texts that occur in training data")
+    overlap = add("check-overlap", "count evaluation texts that occur in training data")
     overlap.add_argument("train", nargs="+", metavar="TRAIN")
     overlap.add_argument("--data-dir", help="evaluation files; default: the embedded STS sample")
 
-    memory = add("memory", _memory, "predict the peak memory of a run, before it runs")
+    memory = add("memory", "predict the peak memory of a run, before it runs")
     memory.argument_default = argparse.SUPPRESS  # what is not given is the recipe's, else `predict`'s own
     memory.add_argument(
         "base",
@@ -224,15 +193,15 @@ def _parser() -> argparse.ArgumentParser:
     memory.add_argument("--quantization", choices=["int8", "none"], help="default: int8")
     memory.add_argument("--device", choices=["cpu", "cuda"], help="where it would run (default: cpu)")
 
-    demo = add("demo", _demo, "open a page on this machine: neighbours, similarities, a map, adapters switched")
+    demo = add("demo", "open a page on this machine: neighbours, similarities, a map, adapters switched")
     demo.add_argument("model", nargs="?", default="lacos-bloom", help="a directory, an embedded model or a Hub name")
     demo.add_argument("--port", type=int, default=7860, help="port of 127.0.0.1, where the page is")
 
-    merge = add("merge", _merge, "fold the adapter into the base (in float, then 8 bits again)")
+    merge = add("merge", "fold the adapter into the base (in float, then 8 bits again)")
     merge.add_argument("model")
     merge.add_argument("output", metavar="OUT")
 
-    trim = add("trim", _trim, "keep the tokens that your texts or languages use: a smaller model, the same embeddings")
+    trim = add("trim", "keep the tokens that your texts or languages use: a smaller model, the same embeddings")
     trim.add_argument("model")
     trim.add_argument("output", metavar="OUT")
     trim.add_argument(
@@ -244,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for example en fr ar: every token stays that a text in their scripts can have, in any language of these",
     )  # fmt: skip
 
-    export = add("export", _export, "write a model for other software: one 16-bit checkpoint, the adapter folded in")
+    export = add("export", "write a model for other software: one 16-bit checkpoint, the adapter folded in")
     export.add_argument("model")
     export.add_argument("output", metavar="OUT", help="a directory; for gguf a file that ends in .gguf")
     export.add_argument(
@@ -253,20 +222,9 @@ def _parser() -> argparse.ArgumentParser:
         "commands that convert it",
     )  # fmt: skip
 
-    info = add("info", _info, "say what a model is made of")
+    info = add("info", "say what a model is made of")
     info.add_argument("model")
     return parser
-
-
-_DEFAULTS = LacosConfig()
-_PRECISIONS = ["float32", "float16", "int8", "uint8", "binary", "ubinary"]
-_OF_RAY: list[tuple[str, Callable[[str], Any], str, str]] = [
-    ("--address", str, "ADDRESS", "a cluster, or auto for this machine's; without it Ray runs on this machine alone"),
-    ("--actors", int, "N", "processes that hold the model; without it one for each GPU, else for each machine"),
-    ("--gpus-per-actor", float, "G", "GPUs of an actor, 0.5 for half of one; without it 1 where there are GPUs"),
-    ("--ranges", str, "RANGES.npy", "what int8 is scaled by, from an earlier run; without it taken from a sample"),
-]
-_RAY_FLAGS = {flag for flag, *_ in _OF_RAY}
 
 
 def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
@@ -288,173 +246,3 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         else:
             options["metavar"] = kind.__name__.upper()  # LacosConfig itself turns texts into numbers
         parser.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, **options)
-
-
-def _train(arguments: argparse.Namespace) -> None:
-    from lacos_st.training.measure import described
-    from lacos_st.training.processes import leave
-    from lacos_st.training.train import train
-
-    names = {item.name for item in fields(LacosConfig)}
-    given = {name: value for name, value in vars(arguments).items() if name in names}
-    config = (
-        LacosConfig.from_yaml(arguments.config, **given)
-        if arguments.config is not None
-        else LacosConfig.from_dict(given)
-    )
-    record = train(config).training_record
-    leave()
-    assert record is not None  # train() has just made it
-    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
-        return
-    if record["held_out"]["before"]:
-        print(described(record["held_out"]))
-    print(
-        f"Saved {config.output}: {record['steps']} steps over {record['rows']} rows in {record['seconds']} s, best at "
-        f"step {record['best_step']} (held-out loss {record['best_metric']:.4f}).\n"
-        f'Use it: lacos_st.LacosSentenceTransformer("{config.output}"), or, slower but without lacos-st, '
-        f'SentenceTransformer("{config.output}")'
-    )
-
-
-def _init(arguments: argparse.Namespace) -> None:
-    from lacos_st.embedded.unpack import unpack
-
-    directory = Path(arguments.directory or arguments.model)
-    unpack(arguments.model, directory)
-    print(f'Wrote {directory}. Use it: SentenceTransformer("{directory}")')
-
-
-def _load(name: str) -> Any:
-    from lacos_st.model.model import LacosSentenceTransformer
-
-    return LacosSentenceTransformer(name)
-
-
-def _encode(arguments: argparse.Namespace) -> None:
-    names = ("output", "column", "id_column", "batch_size", "normalize", "prompt_name", "truncate_dim", "resume")
-    options = {name: getattr(arguments, name) for name in names}
-    of_ray = {name: value for name, value in vars(arguments).items() if f"--{name.replace('_', '-')}" in _RAY_FLAGS}
-    if arguments.engine == "ray":
-        from lacos_st.encoding.ray_engine import encode_files
-
-        if arguments.devices is not None:
-            raise LacosError("--devices is for one process; Ray chooses: use --actors and --gpus-per-actor.")
-        print(encode_files(arguments.model, arguments.input, precision=arguments.precision, **options, **of_ray))
-        return
-    from lacos_st.encoding.encode import encode_file
-
-    if of_ray:
-        raise LacosError(f"--{next(iter(of_ray)).replace('_', '-')} is for --engine ray, which was not asked for.")
-    for what, values in (("inputs", arguments.input), ("precisions", arguments.precision)):
-        if len(values) > 1:
-            raise LacosError(f"{len(values)} {what} ({listed(values)}) in one command need --engine ray.")
-    print(
-        encode_file(
-            _load(arguments.model),
-            arguments.input[0],
-            precision=arguments.precision[0],
-            devices=arguments.devices,
-            **options,
-        )
-    )
-
-
-def _similarity(arguments: argparse.Namespace) -> None:
-    if len(arguments.texts) < 2:
-        raise LacosError("similarity compares texts: give at least two.")
-    model = _load(arguments.model)
-    embeddings = model.encode(arguments.texts)
-    for number, (text, row) in enumerate(
-        zip(arguments.texts, model.similarity(embeddings, embeddings), strict=True), 1
-    ):
-        print(f"{number:>3}  {' '.join(f'{score:6.3f}' for score in row)}  {text}")
-
-
-def _evaluate(arguments: argparse.Namespace) -> None:
-    from lacos_st.evaluation.evaluate import evaluate
-    from lacos_st.evaluation.tables import text
-
-    names = ("tasks", "languages", "data_dir", "split", "retrieval", "output", "batch_size")
-    print(text(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names})))
-
-
-def _report(arguments: argparse.Namespace) -> None:
-    from lacos_st.evaluation.report import write_report
-
-    for path in write_report(arguments.results, arguments.output, title=arguments.title, split=arguments.split):
-        print(f"Wrote {path}")
-
-
-def _check_overlap(arguments: argparse.Namespace) -> None:
-    from lacos_st.evaluation.overlap import check_overlap
-
-    print(check_overlap(arguments.train, arguments.data_dir, progress=True))
-
-
-def _memory(arguments: argparse.Namespace) -> None:
-    from lacos_st.decoder.memory import predict
-    from lacos_st.model.names import base_config
-    from lacos_st.training.assembly import memory_options
-
-    given = {name: value for name, value in vars(arguments).items() if name not in ("command", "run")}
-    base, file, revision = given.pop("base", None), given.pop("config", None), None
-    options: dict[str, Any] = {}
-    if file is not None:
-        recipe = LacosConfig.from_yaml(file)
-        options = memory_options(recipe, given.get("training", True))
-        options["batch_size"] = recipe.mini_batch_size or recipe.batch_size
-        base, revision = (recipe.base, recipe.revision) if base is None else (base, None)
-    elif base is None:
-        raise LacosError("Name a base, such as bigscience/bloom-560m, or a recipe: --config RECIPE.yaml.")
-    print(predict(base_config(base, revision), **options | given).table())
-
-
-def _demo(arguments: argparse.Namespace) -> None:
-    from lacos_st.demo.page import build, check_port, import_gradio, serve
-
-    check_port(arguments.port)
-    import_gradio()  # what is missing is said before a model is loaded
-    serve(build(_load(arguments.model), arguments.model), arguments.port)
-
-
-def _new_directory(name: str) -> Path:
-    output = Path(name)
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise LacosError(f"{str(output)!r} exists already and is not empty: give another directory.")
-    return output
-
-
-def _merge(arguments: argparse.Namespace) -> None:
-    output = _new_directory(arguments.output)
-    model = _load(arguments.model)
-    model.merge_adapter().save_pretrained(str(output))
-    print(f"Wrote {output}: one 8-bit model without an adapter.")
-
-
-def _trim(arguments: argparse.Namespace) -> None:
-    from lacos_st.export.trim import check_sources, trim_vocabulary
-
-    output = _new_directory(arguments.output)
-    corpus, languages = arguments.corpus or [], arguments.languages or []
-    check_sources(corpus, languages)
-    model = _load(arguments.model)
-    report = trim_vocabulary(model, corpus, languages)
-    model.save_pretrained(str(output))
-    print(f"{report}\nWrote {output}.")
-
-
-def _export(arguments: argparse.Namespace) -> None:
-    from lacos_st.export.export import export
-
-    print(export(arguments.model, arguments.output, arguments.format))
-
-
-def _info(arguments: argparse.Namespace) -> None:
-    model = _load(arguments.model)
-    for name, value in model.describe().items():
-        print(f"{name:<16}{value}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
