@@ -155,8 +155,9 @@ def _class_of(
         return None
     elif kind is None:
         raise LacosError(
-            f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers: importing it runs code. If "
-            "you trust it, load it in Python: LacosSentenceTransformer(..., trust_remote_code=True)."
+            f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers: loading it would run "
+            "code that came with the model, and was refused. Read that code first; only in Python can it be allowed: "
+            "LacosSentenceTransformer(..., trust_remote_code=True)."
         )
     if not (isinstance(kind, type) and issubclass(kind, Module)):
         raise LacosError(f"{str(listing)!r} names {name!r}, which is no module.")
