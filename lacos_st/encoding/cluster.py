@@ -7,7 +7,9 @@ others would idle; or a GPU, or the part of one that is asked for.
 
 from __future__ import annotations
 
+import gc
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from lacos_st.errors import LacosError, shortened
 from lacos_st.quiet import of_ray, without_stderr
 
 _STORE = 512 * 2**20  # bytes of shared memory of a Ray that we start: texts on their way to actors
+_ADVICE = "\nFailed to apply UDF transform after "  # Ray Data's settings, which it writes under any error's text
 _ENDING = 20  # seconds that processes of Ray get to end by themselves
 
 
@@ -80,9 +83,14 @@ def _errors() -> Iterator[None]:
 
     try:
         yield
+    except KeyboardInterrupt as error:
+        _let_go(error)
+        raise
     except RayError as error:
+        _let_go(error)
         own = _ours(error)
         if own is not None:
+            own.args = tuple(arg.partition(_ADVICE)[0] if isinstance(arg, str) else arg for arg in own.args)
             raise own from None
         died = (RayActorError, WorkerCrashedError, OutOfMemoryError)
         if any(isinstance(link, died) for link in _chain(error)) and "creation task" not in str(error):
@@ -94,6 +102,19 @@ def _errors() -> Iterator[None]:
         raise
 
 
+def _let_go(error: BaseException) -> None:
+    """Clear the local variables in the tracebacks of an error and of those behind it, and drop the tracebacks.
+
+    Ray Data drops the actors of a data set that fails, and they end when nobody refers to them. Those variables do: an
+    error that is kept, by a notebook or an `except`, would keep the actors' processors, and the next call would wait
+    for them for ever.
+    """
+    for link in _chain(error):
+        traceback.clear_frames(link.__traceback__)
+        link.__traceback__ = None  # what a thread of Ray is still in cannot be cleared
+    gc.collect()  # Ray's objects refer to each other
+
+
 def _ours(error: BaseException) -> BaseException | None:
     """What a user can mend, behind an error; Ray wraps it in an object of both classes, whose text is a traceback."""
     from ray.exceptions import RayError
@@ -102,12 +123,17 @@ def _ours(error: BaseException) -> BaseException | None:
     return next((link for link in _chain(error) if isinstance(link, kinds) and not isinstance(link, RayError)), None)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error and all that are behind it: Ray's wrappers have a `cause` of their own beside Python's two."""
+    seen: dict[int, BaseException] = {}
+    left = [error]
+    while left:
+        link = left.pop(0)
+        if id(link) not in seen:
+            seen[id(link)] = link
+            yield link
+            behind = (getattr(link, "cause", None), link.__cause__, link.__context__)
+            left += [other for other in behind if isinstance(other, BaseException)]
 
 
 def share(actors: int | None, gpus: float | None) -> tuple[int, dict[str, float]]:

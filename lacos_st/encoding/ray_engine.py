@@ -31,8 +31,8 @@ from __future__ import annotations
 import heapq
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -198,8 +198,10 @@ def encode_files(
                 parts.keep_ranges(job.ranges)
         check_space(output, (total - start) * sum(bytes_of(dimension, name) for name in precisions))
         used = set()
-        with progress(total, start, show_progress) as bar:
-            for part in _encoded(files, there, job, min(actors, max(len(rows) - len(there), 1)), resources):
+        encoded = _encoded(files, there, job, min(actors, max(len(rows) - len(there), 1)), resources)
+        # closed, as the traceback of an error in here would keep its actors (cluster.py)
+        with closing(encoded), progress(total, start, show_progress) as bar:
+            for part in encoded:
                 if part["part"] not in there:
                     parts.deliver(part["staged"], part["part"])
                     there.add(part["part"])
@@ -336,7 +338,7 @@ def _prober(job: Job, resources: dict[str, float]) -> Iterator[Callable[..., Any
 
 def _encoded(
     files: list[File], there: set[str], job: Job, actors: int, resources: dict[str, float]
-) -> Iterator[dict[str, str]]:
+) -> Generator[dict[str, str]]:
     """Encode the parts that are not there; yield each when it is written."""
     import ray.data
 
