@@ -114,7 +114,7 @@ class LacosConfig:
     early_stopping_patience: int | None = _option(None, "stop after so many evaluations without improvement")
     logging_steps: int = _option(10, "report loss and speed every so many steps")
     report_to: list[str] = _option([], "where the Trainer reports to: tensorboard, wandb, ...")
-    overwrite: bool = _option(False, "start afresh in an output directory that holds a model or a run")
+    overwrite: bool = _option(False, "replace a finished model or a run of another recipe; a run of the same goes on")
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))

@@ -39,6 +39,31 @@ def at_home(given: Any) -> Any:
     return os.path.expanduser(given) if isinstance(given, str) else given
 
 
+def check_directory(path: str | Path, option: str) -> None:
+    """Refuse what is no directory.
+
+    Args:
+        path: What was given.
+        option: As what.
+
+    Raises:
+        LacosError: It is none.
+    """
+    if not Path(path).is_dir():
+        raise LacosError(f"{option} {path} is no directory.")
+
+
+def check_new_directory(path: str | Path) -> None:
+    """Refuse an output that holds something.
+
+    Raises:
+        LacosError: It exists, and is a file or not empty.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise LacosError(f"{str(path)!r} exists already and is not empty: give another directory.")
+
+
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Write a file through a temporary name; after an exception the target is untouched.

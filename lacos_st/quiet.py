@@ -35,11 +35,13 @@ def _no_4_bits(record: logging.LogRecord) -> bool:
     return "gemm_4bit_forward" not in record.getMessage()
 
 
-def for_command_line() -> None:
-    """Leave the terminal to our own progress; host libraries speak up for errors only.
+def is_first() -> bool:
+    """Whether this is the first of several processes, which speaks for all, or the only one."""
+    return os.environ.get("RANK", "0") == "0"  # launchers set it
 
-    Of several processes (`RANK`, which launchers set) the first one speaks for all.
-    """
+
+def for_command_line() -> None:
+    """Leave the terminal to our own progress, and that to the first process; host libraries tell errors only."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
 
@@ -49,9 +51,8 @@ def for_command_line() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated", FutureWarning)
-    first = os.environ.get("RANK", "0") == "0"
-    logging.getLogger("lacos_st").setLevel(logging.INFO if first else logging.ERROR)
-    if not first:
+    logging.getLogger("lacos_st").setLevel(logging.INFO if is_first() else logging.ERROR)
+    if not is_first():
         warnings.simplefilter("ignore")
 
 

@@ -124,7 +124,20 @@ def test_a_mistake_before_the_first_step_leaves_no_run(change, tiny_bloom, tmp_p
             "must be at least 1 and below 2 billion.",
         ),
         (["evaluate", "", "--data-dir", "sts"], "The name of a model is empty"),
-        (["encode", "MODEL", "sts/x.en.test.jsonl", "--output", "x.npy", "--devices", "meta"], "The device 'meta'"),
+        (
+            [
+                "encode",
+                "MODEL",
+                "sts/x.en.test.jsonl",
+                "--column",
+                "sentence1",
+                "--output",
+                "x.npy",
+                "--devices",
+                "meta",
+            ],
+            "The device 'meta'",
+        ),
         (["report", "o", "--output", "file/r.html"], "The report cannot be written to 'file/r.html': File exists."),
     ],
 )

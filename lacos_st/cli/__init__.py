@@ -6,7 +6,6 @@ Anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from lacos_st.cli.commands import COMMANDS
 from lacos_st.cli.parser import PATHS, build_parser
 from lacos_st.errors import LacosError, ToldByFirstError
 from lacos_st.files import at_home
-from lacos_st.quiet import for_command_line
+from lacos_st.quiet import for_command_line, is_first
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,12 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lacos-st {arguments.command}: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in ("mteb", "sklearn", "matplotlib"):
+        if error.name not in ("sklearn", "matplotlib"):
             raise
         print(f"lacos-st {arguments.command}: error: needs {error.name}: pip install 'lacos-st[eval]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first():
             print(f"\n{interrupt or 'Interrupted.'}", file=sys.stderr)
         return 130
     return 0

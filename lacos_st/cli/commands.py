@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 from lacos_st.cli.parser import RAY_FLAGS
 from lacos_st.config import LacosConfig
 from lacos_st.errors import LacosError, listed
+from lacos_st.files import check_directory, check_new_directory
+from lacos_st.quiet import is_first
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -29,7 +30,7 @@ def _train(arguments: argparse.Namespace) -> None:
     record = train(config).training_record
     leave()
     assert record is not None  # train() has just made it
-    if os.environ.get("RANK", "0") != "0":  # the first process speaks for all
+    if not is_first():
         return
     if record["held_out"]["before"]:
         print(described(record["held_out"]))
@@ -66,17 +67,23 @@ def _encode(arguments: argparse.Namespace) -> None:
             raise LacosError("--devices is for one process; Ray chooses: use --actors and --gpus-per-actor.")
         print(encode_files(arguments.model, arguments.input, precision=arguments.precision, **options, **of_ray))
         return
+    from lacos_st.data.readers import open_file
     from lacos_st.encoding.encode import encode_file
+    from lacos_st.encoding.source import choose
 
     if of_ray:
         raise LacosError(f"--{next(iter(of_ray)).replace('_', '-')} is for --engine ray, which was not asked for.")
     for what, values in (("inputs", arguments.input), ("precisions", arguments.precision)):
         if len(values) > 1:
             raise LacosError(f"{len(values)} {what} ({listed(values)}) in one command need --engine ray.")
+    (path,) = arguments.input
+    if Path(path).is_dir():
+        raise LacosError(f"{path} is a directory, not a file: --engine ray encodes all files in it.")
+    choose(open_file(path), arguments.column, arguments.id_column, wanted_ids=True)  # before the model is loaded
     print(
         encode_file(
             _load(arguments.model),
-            arguments.input[0],
+            path,
             precision=arguments.precision[0],
             devices=arguments.devices,
             **options,
@@ -96,11 +103,15 @@ def _similarity(arguments: argparse.Namespace) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    if arguments.data_dir is not None:  # before mteb is imported, which takes seconds
+        check_directory(arguments.data_dir, "--data-dir")
     from lacos_st.evaluation.evaluate import evaluate
     from lacos_st.evaluation.tables import text
 
     names = ("tasks", "languages", "data_dir", "split", "retrieval", "output", "batch_size")
     print(text(evaluate(arguments.models, **{name: getattr(arguments, name) for name in names})))
+    if arguments.output:
+        print(f"Wrote {arguments.output}. A page with figures: lacos-st report {arguments.output}")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -142,29 +153,24 @@ def _demo(arguments: argparse.Namespace) -> None:
     serve(build(_load(arguments.model), arguments.model), arguments.port)
 
 
-def _new_directory(name: str) -> Path:
-    output = Path(name)
-    if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise LacosError(f"{str(output)!r} exists already and is not empty: give another directory.")
-    return output
-
-
 def _merge(arguments: argparse.Namespace) -> None:
-    output = _new_directory(arguments.output)
+    output = arguments.output
+    check_new_directory(output)
     model = _load(arguments.model)
-    model.merge_adapter().save_pretrained(str(output))
+    model.merge_adapter().save_pretrained(output)
     print(f"Wrote {output}: one 8-bit model without an adapter.")
 
 
 def _trim(arguments: argparse.Namespace) -> None:
     from lacos_st.export.trim import check_sources, trim_vocabulary
 
-    output = _new_directory(arguments.output)
+    output = arguments.output
+    check_new_directory(output)
     corpus, languages = arguments.corpus or [], arguments.languages or []
     check_sources(corpus, languages)
     model = _load(arguments.model)
     report = trim_vocabulary(model, corpus, languages)
-    model.save_pretrained(str(output))
+    model.save_pretrained(output)
     print(f"{report}\nWrote {output}.")
 
 

@@ -43,7 +43,7 @@ def hold_out(data: DatasetDict, seed: int) -> tuple[DatasetDict, Dataset]:
     if count < 2:
         raise LacosError(
             f"The training data have {len(every)} different pairs: at least 20 are needed, so that some can be held "
-            "out to choose the best step. Add rows, or name eval_data."
+            "out to choose the best step. Add rows, or name eval_data (--eval-data)."
         )
     chosen = np.random.default_rng(seed).permutation(len(every))[:count]
     width = min(len(part.column_names) for part in data.values())

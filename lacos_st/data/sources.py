@@ -137,7 +137,9 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
         except BadRow as problem:
             message = f"{table.place(row.number)}: {problem}"
             if on_bad_row == "error":
-                raise DataError(f"{message}. Mend it, or skip such rows with on_bad_row='skip'.") from None
+                raise DataError(
+                    f"{message}. Mend it, or skip such rows with on_bad_row='skip' (--on-bad-row skip)."
+                ) from None
             report.bad += 1
             if len(report.examples) < _EXAMPLES:
                 report.examples.append(message)

@@ -266,11 +266,16 @@ class LacosLinear8bit(bnb.nn.Linear8bitLt):
             )
         return self.weight.data, self.weight.SCB
 
+    def dequantize(self, dtype: torch.dtype) -> Tensor:
+        """Return the weights (out, in) in a floating dtype."""
+        rows, absmax = self.int8_weight()
+        return (rows.float() * (absmax[:, None] / 127)).to(dtype)
+
     def add_(self, delta: Tensor) -> None:
         """Add an update (out, in) to the weights: in float, then quantised again row by row."""
-        rows, absmax = self.int8_weight()
-        merged = rows.float() * (absmax[:, None] / 127) + delta.float()
-        self.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(rows.device)
+        merged = self.dequantize(torch.float32) + delta.float()
+        device = merged.device
+        self.weight = bnb.nn.Int8Params(merged.cpu(), requires_grad=False, has_fp16_weights=False).to(device)
         if self.outliers is not None:
             self.keep_outliers(self.outliers.columns, self.outliers.inliers)
 

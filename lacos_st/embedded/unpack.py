@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from lacos_st.embedded.names import ASSETS, EMBEDDED
 from lacos_st.embedded.packed_table import unpack_table
 from lacos_st.errors import LacosError
-from lacos_st.files import cache_directory, obey_umask, stage_for
+from lacos_st.files import cache_directory, check_new_directory, obey_umask, stage_for
 
 _TABLE = "word_embeddings"
 _FINAL_GAIN = "ln_f.weight"
@@ -47,8 +47,7 @@ def unpack(name: str, directory: str | Path) -> None:
     if name not in EMBEDDED:
         raise LacosError(f"There is no embedded model {name!r}: choose from {', '.join(EMBEDDED)}.")
     target = Path(directory)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise LacosError(f"{str(target)!r} exists already and is not empty: give another directory.")
+    check_new_directory(target)
     stage = None
     try:
         stage = stage_for(target)

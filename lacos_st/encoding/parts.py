@@ -106,7 +106,7 @@ class Parts:
     def _check(self, plan: dict[str, Any], there: set[str]) -> None:
         if not there:
             return
-        over = f"Give another directory, or start over with resume=False (--no-resume), which deletes {self.output}'s."
+        over = "Give another directory, or start over with resume=False (--no-resume), which deletes what is in it."
         try:
             old = dict(json.loads(self.file.read_text(encoding="utf-8"))["plan"])
         except (OSError, ValueError, TypeError, KeyError):

@@ -153,6 +153,8 @@ def encode_files(
     check_numbers(batch_size=batch_size, part_size=part_size, truncate_dim=truncate_dim, actors=actors)
     if gpus_per_actor is not None and (gpus_per_actor < 0 or (gpus_per_actor > 1 and gpus_per_actor % 1)):
         raise LacosError(f"gpus_per_actor={gpus_per_actor:g} must be a part of one GPU or a whole number of them.")
+    if output.suffix in (".npy", ".parquet") and not output.is_dir():
+        raise LacosError(f"Ray writes a directory of Parquet files, not the file {output.name!r}: name a directory.")
     paths = _files([inputs] if isinstance(inputs, str | Path) else inputs, output)
     choose(open_file(paths[0]), column, id_column, wanted_ids=True)  # a wrong name is told before Ray starts
     given = _given_ranges(ranges, precisions)
@@ -166,6 +168,8 @@ def encode_files(
         "truncate_dim": truncate_dim,
         "devices": None,
     }
+    if show_progress:
+        logger.info("Starting Ray ..." if address is None else "Connecting to Ray ...")
     with locked(output), nullcontext(Parts(output)) as parts, connected(address):
         actors, resources = share(actors, gpus_per_actor)
         job = Job(model, options, columns, part_size, output, parts.staged)
@@ -251,7 +255,7 @@ def _check(
     best: list[tuple[float, str]] = []
     with _context(), progress(len(paths), 0, show, "files checked") as bar:
         data = ray.data.from_items([{"path": str(path)} for path in paths], override_num_blocks=len(paths))
-        data = data.map(check, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=processors()))
+        data = data.map(check, num_cpus=0, compute=ray.data.TaskPoolStrategy(size=min(len(paths), processors())))
         for row in data.iter_rows():
             found, texts = json.loads(row["found"])
             files.append(File(**found))

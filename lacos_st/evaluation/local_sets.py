@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -24,6 +24,10 @@ from lacos_st.data.columns import text_fault
 from lacos_st.data.readers import DataError, open_file
 from lacos_st.errors import LacosError, listed, shown
 from lacos_st.evaluation.languages import official_task, script_codes, sts_tasks, two_letters
+from lacos_st.files import check_directory
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
 
 SLICE_PAIRS = 16_384
 """Pairs encoded at a time: two matrices of 16,384 x 1,024 floats are 134 MB."""
@@ -84,8 +88,7 @@ def scan(data_dir: Path) -> list[LocalFile]:
     Raises:
         LacosError: If the directory is missing or holds no file of the right name.
     """
-    if not data_dir.is_dir():
-        raise LacosError(f"--data-dir {data_dir} is no directory.")
+    check_directory(data_dir, "--data-dir")
     found = []
     for path in sorted(data_dir.iterdir()):
         parts = _FILE.fullmatch(path.name)
@@ -241,11 +244,37 @@ def _batch(rows: list[tuple[str, str, float]]) -> pa.RecordBatch:
 
 
 def content(files: dict[str, list[Path]]) -> str:
-    """A digest of the files, the part of a result's cache key that says which rows it was measured on."""
+    """A revision of the files: `local-` and their digest, which says which rows a result was measured on."""
     digest = hashlib.sha256()
     for subset, paths in sorted(files.items()):
         digest.update(subset.encode())
         for path in paths:
             with path.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()[:16]
+    return f"local-{digest.hexdigest()[:16]}"
+
+
+def own_metadata(
+    kind: Literal["STS", "Retrieval"], name: str, split: str, files: dict[str, list[Path]], main_score: str
+) -> TaskMetadata:
+    """MTEB's metadata of files that are no task of its own.
+
+    Args:
+        kind: `STS` or `Retrieval`.
+        name: The task's.
+        split: Of all files.
+        files: Subset, which is its languages, -> its files.
+        main_score: MTEB's name of it.
+    """
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    return TaskMetadata(
+        name=name,
+        description=f"Local {kind} files of {name}",
+        dataset={"path": f"local/{name}", "revision": content(files)},
+        type=kind,
+        category="t2t",
+        eval_splits=[split],
+        eval_langs={subset: script_codes(subset) for subset in files},
+        main_score=main_score,
+    )

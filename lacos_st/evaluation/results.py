@@ -29,15 +29,13 @@ from safetensors.numpy import save
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import BLOOM_LANGUAGES
 from lacos_st.evaluation.local_sets import is_reported
-from lacos_st.evaluation.retrieval import metric_name
+from lacos_st.evaluation.metrics import SPEARMAN, metric_name
 from lacos_st.evaluation.statistics import Difference, bootstrap, bootstrap_mean, interval, paired
-from lacos_st.evaluation.tasks import ENGLISH, MULTILINGUAL
+from lacos_st.evaluation.tasks import ENGLISH, MULTILINGUAL, OWN
 from lacos_st.files import atomic, file_name
 
 MODELS = "models.json"
 """File of an output directory: the models of its last run, in order."""
-SPEARMAN = "cosine_spearman"
-"""The metric of STS sets, as MTEB calls it."""
 LEXICAL = "lexical"
 """The baseline's name in tables and directories: character 2-4-gram TF-IDF."""
 
@@ -244,7 +242,7 @@ class Evaluation:
             for group in ("English", "BLOOM languages", "other languages")
         }
         others = list(dict.fromkeys(r.group for r in common if not r.is_sts))
-        groups["all STS sets" if others else "all sets"] = [r for r in common if r.is_sts]
+        groups["all STS sets" if any(not r.is_sts for r in self.sets) else "all sets"] = [r for r in common if r.is_sts]
         groups |= {group: [r for r in common if r.group == group] for group in others}
         return [mean(group, results) for group, results in groups.items() if results]
 
@@ -351,7 +349,7 @@ def mean(group: str, results: Sequence[SetResult]) -> Mean:
 
 def _order(result: SetResult) -> tuple[int, bool, str, bool, str]:
     known: dict[str, int] = {name: position for position, name in enumerate((*ENGLISH, *MULTILINGUAL))}
-    own = result.task.startswith("local-")
+    own = result.task.startswith(OWN)
     return (
         known.get(result.task, len(known)),
         own,

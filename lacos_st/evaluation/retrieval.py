@@ -20,31 +20,19 @@ import numpy as np
 from datasets import Dataset
 from mteb.abstasks import AbsTask
 from mteb.abstasks.retrieval import AbsTaskRetrieval
-from mteb.abstasks.task_metadata import TaskMetadata
 
+from lacos_st.data.columns import layout_of
 from lacos_st.data.load import load_training_data
-from lacos_st.data.readers import FORMATS
+from lacos_st.data.readers import FORMATS, open_file
 from lacos_st.data.retrieval import as_retrieval
-from lacos_st.errors import LacosError
+from lacos_st.errors import LacosError, shown
 from lacos_st.evaluation.languages import UNKNOWN, script_codes
+from lacos_st.evaluation.local_sets import own_metadata
+from lacos_st.evaluation.metrics import NDCG
 
-MORE = ("mrr_at_10", "hit_rate_at_1", "recall_at_10")
-"""What is shown beside a retrieval task's main score, of MTEB's scores."""
-_NAMES = {"hit_rate_at_1": "accuracy@1", "cosine_spearman": "Spearman"}
 _PYTREC = {"ndcg": "ndcg_cut", "recall": "recall", "precision": "P", "map": "map_cut", "hit_rate": "success"}
 
 Sink = Callable[[str, np.ndarray], None]
-
-
-def metric_name(metric: str) -> str:
-    """MTEB's name of a metric, as readers know it.
-
-    Example:
-        >>> [metric_name(name) for name in ("ndcg_at_10", "mrr_at_10", "hit_rate_at_1", "accuracy")]
-        ['nDCG@10', 'MRR@10', 'accuracy@1', 'accuracy']
-    """
-    name = _NAMES.get(metric, metric).replace("_at_", "@")
-    return name.replace("ndcg", "nDCG").replace("mrr", "MRR").replace("_", " ")
 
 
 def name_and_language(path: Path) -> tuple[str, str]:
@@ -92,6 +80,12 @@ def read_retrieval(path: Path) -> dict[str, Any]:
     Raises:
         LacosError: A row that cannot be read, named with file and line; or no query is left.
     """
+    layout = layout_of(open_file(path))
+    if layout.kind == "scored":
+        raise LacosError(
+            f"{path} has scores in column {shown(layout.extra)}: pairs with scores are an STS set, for --data-dir. "
+            "Retrieval needs pairs of a query and its answer, in two columns such as query and positive."
+        )
     task = as_retrieval(load_training_data(path, if_present=True, on_report=lambda report: None))
     if not task.queries:
         raise LacosError(
@@ -106,30 +100,22 @@ def read_retrieval(path: Path) -> dict[str, Any]:
     }
 
 
-def own_task(name: str, split: str, files: dict[str, list[Path]], revision: str) -> AbsTask:
+def own_task(name: str, split: str, files: dict[str, list[Path]], keep: Sequence[str] = ()) -> AbsTask:
     """Files of one's own as an MTEB task, one subset a language.
 
     Args:
         name: The task's.
         split: `test`, or `dev`.
         files: Language -> one file.
-        revision: Digest of the files.
+        keep: The languages to run; none means all.
 
     Raises:
         LacosError: As `read_retrieval`.
     """
-    metadata = TaskMetadata(
-        name=name,
-        description=f"Local retrieval files of {name}",
-        dataset={"path": f"local/{name}", "revision": revision},
-        type="Retrieval",
-        category="t2t",
-        eval_splits=[split],
-        eval_langs={language: script_codes(language) for language in files},
-        main_score="ndcg_at_10",
-    )
+    metadata = own_metadata("Retrieval", name, split, files, NDCG)
     task: Any = with_queries(type(f"Local_{name}", (AbsTaskRetrieval,), {"metadata": metadata}))()
-    task.dataset = {language: {split: read_retrieval(path)} for language, (path,) in files.items()}
+    task.hf_subsets = list(keep or files)
+    task.dataset = {language: {split: read_retrieval(*files[language])} for language in task.hf_subsets}
     task.data_loaded = True
     return task
 

@@ -24,8 +24,8 @@ from sentence_transformers import SentenceTransformer
 
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import languages_of
+from lacos_st.evaluation.metrics import MORE
 from lacos_st.evaluation.results import LEXICAL, SetResult, detail_path
-from lacos_st.evaluation.retrieval import MORE
 from lacos_st.evaluation.statistics import lexical_similarity, spearman
 from lacos_st.evaluation.tasks import Task
 from lacos_st.files import file_name

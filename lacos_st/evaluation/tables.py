@@ -18,8 +18,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lacos_st.evaluation.results import LEXICAL, SPEARMAN, Evaluation, SetResult, column
-from lacos_st.evaluation.retrieval import metric_name
+from lacos_st.evaluation.metrics import SPEARMAN, metric_name
+from lacos_st.evaluation.results import LEXICAL, Evaluation, SetResult, column
 from lacos_st.evaluation.tasks import ENGLISH
 
 Table = tuple[str, list[str], list[list[str]]]
@@ -155,7 +155,11 @@ def _scores(evaluation: Evaluation) -> Table:
             cells.append("–" if result is None else figure(result.score) if c == LEXICAL else with_interval(result))
         seconds = [by_model[c][name].seconds for c in evaluation.models if name in by_model[c]]
         rows.append([*cells, f"{sum(seconds):.1f}"])
-    return "Spearman x 100, with 95 % interval", ["set", "lang", "pairs", *columns, "seconds"], rows
+    return "Spearman x 100, with 95 % interval", ["set", "lang", "pairs", *columns, _seconds(evaluation)], rows
+
+
+def _seconds(evaluation: Evaluation) -> str:
+    return "seconds" if len(evaluation.models) == 1 else "seconds, all"
 
 
 def other_metrics(evaluation: Evaluation) -> list[Table]:
@@ -175,7 +179,7 @@ def other_metrics(evaluation: Evaluation) -> list[Table]:
         for metric in first.more:
             values = [None if result is None else result.more.get(metric) for result in results]
             rows.append(["", "", "", metric_name(metric), *("–" if v is None else figure(v) for v in values), ""])
-    header = ["set", "lang", "queries", "metric", *evaluation.models, "seconds"]
+    header = ["set", "lang", "queries", "metric", *evaluation.models, _seconds(evaluation)]
     return [(f"{metric_name(metric)} x 100, with 95 % interval", header, rows) for metric, rows in found.items()]
 
 

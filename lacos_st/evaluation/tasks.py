@@ -3,7 +3,7 @@
 `plan` turns groups, task names, languages and a directory into `Task`s; `Task.build` loads one. Files whose rows are
 official run under the task's name, all others as a task of their own with one subset a language.
 
-One thing of MTEB is adapted, and only here: its STS evaluator holds both embedding matrices of a whole set;
+One thing of MTEB's STS is adapted, and only here: its evaluator holds both embedding matrices of a whole set;
 `_streamed` runs it over slices of `SLICE_PAIRS` pairs and joins the similarities before the correlations are taken:
 same scores, bounded memory.
 """
@@ -23,11 +23,10 @@ from mteb._evaluators.any_sts_evaluator import AnySTSEvaluator
 from mteb.abstasks import AbsTask
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.sts import AbsTaskSTS
-from mteb.abstasks.task_metadata import TaskMetadata
 
 from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
-from lacos_st.evaluation.languages import UNKNOWN, languages_of, script_codes, two_letters
+from lacos_st.evaluation.languages import UNKNOWN, languages_of, two_letters
 from lacos_st.evaluation.local_sets import (
     DEV,
     SLICE_PAIRS,
@@ -38,9 +37,11 @@ from lacos_st.evaluation.local_sets import (
     meanings,
     mteb_split,
     official_names,
+    own_metadata,
     read_tables,
     scan,
 )
+from lacos_st.evaluation.metrics import SPEARMAN
 from lacos_st.evaluation.retrieval import by_name, own_task, with_queries
 from lacos_st.files import file_name
 
@@ -90,31 +91,19 @@ class Task:
         if not self.files:
             return self._fetch()
         if self.retrieval:
-            revision = f"local-{content(self.files)}"
-            files = {language: self.files[language] for language in self.keep or self.files}
-            return own_task(file_name(self.name), self.split, files, revision)
+            return own_task(file_name(self.name), self.split, self.files, self.keep)
         tables = {subset: read_tables(paths) for subset, paths in self.files.items()}
         if self.official:
             stock: Any = type(mteb.get_task(self.name))
             task = _streamed(stock)()
             metadata = task.metadata
         else:
-            langs = {subset: script_codes(subset) for subset in self.files}
             name = file_name(self.name)  # MTEB names a file after it
-            metadata = TaskMetadata(
-                name=name,
-                description=f"Local STS files of {name}",
-                dataset={"path": f"local/{name}", "revision": ""},
-                type="STS",
-                category="t2t",
-                eval_splits=[self.split],
-                eval_langs=langs,
-                main_score="cosine_spearman",
-            )
+            metadata = own_metadata("STS", name, self.split, self.files, SPEARMAN)
             own = type(f"Local_{name}", (AbsTaskSTS,), {"metadata": metadata})
             task = _streamed(own)()
-        # MTEB reuses a complete result whatever the data's revision: it is compared in evaluation.py.
-        dataset = {**metadata.dataset, "revision": f"local-{content(self.files)}"}
+        # MTEB reuses a complete result whatever the data's revision: it is compared in runner.py.
+        dataset = {**metadata.dataset, "revision": content(self.files)}
         task.metadata = metadata.model_copy(update={"dataset": dataset})
         task.hf_subsets = self.keep or list(self.files)
         task.filter_eval_splits([self.split])
@@ -131,7 +120,7 @@ class Task:
         task = mteb.get_task(self.name)
         stock: Any = type(task)
         plain = stock._evaluate_subset is AbsTaskSTS._evaluate_subset
-        if plain and task.metadata.main_score == "cosine_spearman" and task.modalities == ["text"]:
+        if plain and task.metadata.main_score == SPEARMAN and task.modalities == ["text"]:
             task = _streamed(stock)()
         if isinstance(task, AbsTaskRetrieval):
             task = with_queries(stock)()
@@ -249,7 +238,7 @@ def _single_language() -> tuple[str, ...]:
         for task in mteb.get_tasks(task_types=["STS"])
         if not task.metadata.is_multilingual
         and task.metadata.languages != ["eng"]
-        and task.metadata.main_score == "cosine_spearman"
+        and task.metadata.main_score == SPEARMAN
     )
 
 

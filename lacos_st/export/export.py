@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from lacos_st.errors import LacosError
-from lacos_st.files import stage_for
+from lacos_st.files import check_new_directory, stage_for
 from lacos_st.model.placing import disk_error
 
 Format = Literal["hf", "gguf", "onnx", "openvino"]
@@ -56,20 +56,22 @@ def export(model: str, output: str | Path, format: Format = "hf") -> str:
         stage = stage_for(target)
         staged = stage / target.name
         if format == "gguf":
-            told = f"Wrote {target}. {write_gguf(loaded, staged, target.name)}"
+            told = f"Wrote {target}. {write_gguf(loaded, staged)}"
         else:
             from lacos_st.export.layout import write_layout
 
             write_layout(loaded, staged)
-            told = f'Wrote {target}. Use it: SentenceTransformer("{target}")'
+            told = (
+                f"Wrote {target}, in 16 bits. {commands(format, target)}"
+                if format in _CONVERTERS
+                else f'Wrote {target}. Use it: SentenceTransformer("{target}")'
+            )
         staged.replace(target)
     except OSError as error:
         raise disk_error(error, target) from error
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
-    if format in _CONVERTERS:
-        told = f"Wrote {target}, in 16 bits. {commands(format, target)}"
     return told
 
 
@@ -111,5 +113,5 @@ def _check_target(target: Path, format: str) -> None:
             raise LacosError(f"{str(target)!r} is to be a GGUF file: let its name end in .gguf.")
         if target.exists():
             raise LacosError(f"{str(target)!r} exists already: give another name.")
-    elif target.exists() and (target.is_file() or any(target.iterdir())):
-        raise LacosError(f"{str(target)!r} exists already and is not empty: give another directory.")
+    else:
+        check_new_directory(target)

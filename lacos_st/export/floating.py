@@ -54,7 +54,7 @@ def load_floating(name: str) -> LacosSentenceTransformer:
     state = merged_state(transformer.model)
     transformer.model = stock.from_pretrained(None, config=config, state_dict=state, dtype=DTYPE).eval()
     transformer.quantization = "none"
-    transformer.rename_base(f"{str(transformer.base['name']).rpartition('/')[2].removesuffix('-merged')}-merged")
+    transformer.mark_base("merged")
     return model
 
 
@@ -86,10 +86,7 @@ def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def _floating(layer: nn.Module) -> Tensor:
     """A layer's weight in fp32."""
-    if isinstance(layer, LacosLinear8bit):
-        rows, absmax = layer.int8_weight()
-        return rows.float() * (absmax[:, None] / 127)
-    if isinstance(layer, LacosEmbedding8bit):
+    if isinstance(layer, LacosLinear8bit | LacosEmbedding8bit):
         return layer.dequantize(torch.float32)
     assert isinstance(layer.weight, Tensor)
     return layer.weight.detach().float()

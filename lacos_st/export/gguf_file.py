@@ -52,13 +52,12 @@ class Family(NamedTuple):
     change: Callable[[str, Tensor, Any], Tensor]
 
 
-def write_gguf(model: LacosSentenceTransformer, file: Path, name: str) -> str:
+def write_gguf(model: LacosSentenceTransformer, file: Path) -> str:
     """Write a floating model.
 
     Args:
         model: As `load_floating` gives it.
-        file: A new file.
-        name: What the file will be called.
+        file: A new file, under the name that it will have.
 
     Returns:
         What is to be done with it, in words.
@@ -101,15 +100,15 @@ def write_gguf(model: LacosSentenceTransformer, file: Path, name: str) -> str:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    told = f"Serve it: llama-server --embedding --pooling {_POOLING[pooling].lower()} -m {name}"
+    told = f"Serve it: llama-server --embedding --pooling {_POOLING[pooling].lower()} -m {file.name}"
     if used := [prompt for prompt in model.prompts.values() if prompt]:
         told += f"\nllama.cpp writes no prompt: put {' or '.join(map(repr, used))} before the texts yourself."
     return f"{told}\n{left}".rstrip()
 
 
 def _pooling(model: LacosSentenceTransformer) -> str:
-    above = list(model)[1:]
-    more = [type(module).__name__ for module in above if not isinstance(module, Pooling | Normalize)]
+    above = [module for module in list(model)[1:] if not isinstance(module, Pooling | Normalize)]
+    more = [type(module).__name__.removeprefix("Lacos") for module in above]
     mode = model.pooling.pooling_mode
     if more:
         raise LacosError(f"A GGUF file cannot hold the model's {', '.join(more)}. --format hf does.")
@@ -135,7 +134,7 @@ def _common(writer: Any, config: Any, inner: int, length: int) -> None:
     writer.add_head_count(config.num_attention_heads)
 
 
-def _describe_rotary(writer: Any, config: Any, window: int) -> None:
+def _rotary(writer: Any, config: Any) -> None:
     """Llama and what follows it: rotary positions, RMS norms, grouped-query heads."""
     _common(writer, config, config.intermediate_size, config.max_position_embeddings)
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -148,13 +147,16 @@ def _describe_rotary(writer: Any, config: Any, window: int) -> None:
     _need(rotary["rope_type"] == "default", f"rotary scaling {rotary['rope_type']!r}")
     writer.add_rope_freq_base(rotary["rope_theta"])
     writer.add_rope_dimension_count(size)
-    if config.model_type != "gemma3_text":
-        slides = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-        _need(slides is None or slides >= window, f"attention window of {slides} tokens")
+
+
+def _describe_rotary(writer: Any, config: Any, window: int) -> None:
+    _rotary(writer, config)
+    slides = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    _need(slides is None or slides >= window, f"attention window of {slides} tokens")
 
 
 def _describe_gemma3(writer: Any, config: Any, window: int) -> None:
-    _describe_rotary(writer, config, window)
+    _rotary(writer, config)
     every = [("full" if (i + 1) % 6 == 0 else "sliding") + "_attention" for i in range(config.num_hidden_layers)]
     _need(list(config.layer_types) == every, "order of layers with and without a window")
     _need(config.query_pre_attn_scalar == config.head_dim, f"query scale of {config.query_pre_attn_scalar}")

@@ -13,8 +13,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from lacos_st.errors import LacosError
-from lacos_st.export.vocabulary import byte_letters, is_byte_level, merges_of
+from lacos_st.export.vocabulary import BYTE, is_byte_level, merges_of
 
 _BLOOM = r" ?[^(\s|[.,!?…。，、।۔،])]+"
 _LLAMA3 = (
@@ -65,7 +67,7 @@ def write_vocabulary(writer: Any, tokenizer: Any, template: str, rows: int) -> s
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_rule(told["pre_tokenizer"]))
         writer.add_token_merges([" ".join(pair) for pair in merges_of(told)])
-        letters = set(byte_letters().values())
+        letters = set(bytes_to_unicode().values())
         kinds = [_NORMAL if kind == _BYTE else kind for kind in kinds]
         if any(kind == _NORMAL and not set(token) <= letters for kind, token in zip(kinds, tokens, strict=True)):
             raise LacosError("The vocabulary is byte-level and has tokens that are no bytes: llama.cpp reads no such.")
@@ -95,7 +97,7 @@ def _kind(number: int, names: dict[int, str], added: dict[int, Any], model: dict
         return _UNKNOWN
     if number in added:
         return _CONTROL if added[number]["special"] else _USER
-    return _BYTE if len(name) == 6 and name.startswith("<0x") and model.get("byte_fallback") else _NORMAL
+    return _BYTE if BYTE.fullmatch(name) and model.get("byte_fallback") else _NORMAL
 
 
 def _rule(steps: dict[str, Any]) -> str:

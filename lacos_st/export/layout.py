@@ -16,6 +16,7 @@ from typing import Any
 
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from lacos_st.files import write_json
 from lacos_st.model.artifact import RECORD
 from lacos_st.model.model import LacosSentenceTransformer
 
@@ -43,15 +44,14 @@ def write_layout(model: LacosSentenceTransformer, directory: Path) -> None:
     for entry, module in zip(entries, model, strict=True):
         entry["type"] = f"sentence_transformers.models.{entry['type'].rpartition('.')[2]}"
         if isinstance(module, Pooling):
-            _write(directory / entry["path"] / "config.json", _old_pooling(module))
-    _write(listing, entries)
+            write_json(directory / entry["path"] / "config.json", _old_pooling(module))
+    write_json(listing, entries)
     settings = directory / "tokenizer_config.json"
     told = json.loads(settings.read_text(encoding="utf-8"))
-    _write(
-        settings, told | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    )  # what reads tokenizer.json, since version 4
+    # what reads tokenizer.json, since version 4
+    write_json(settings, told | {"tokenizer_class": "PreTrainedTokenizerFast"})
     length = model.transformer.max_seq_length
-    _write(directory / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": length, "do_lower_case": False})
 
 
 def _old_pooling(pooling: Pooling) -> dict[str, Any]:
@@ -61,7 +61,3 @@ def _old_pooling(pooling: Pooling) -> dict[str, Any]:
         **{key: mode in modes for mode, key in _POOLING.items()},
         "include_prompt": pooling.include_prompt,
     }
-
-
-def _write(file: Path, value: Any) -> None:
-    file.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

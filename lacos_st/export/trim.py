@@ -137,7 +137,7 @@ def trim_vocabulary(
                 )
         bar.update(len(batch))
     bar.close()
-    _exchange(model, new, kept)
+    _exchange(model, new, place)
     cosine = float(np.min((embedded * _embed(model, sample)).sum(1)))
     if cosine < _LEAST:
         raise LacosError(
@@ -173,7 +173,7 @@ def check_sources(corpus: Sequence[str | Path], languages: Sequence[str]) -> lis
 def _named(model: LacosSentenceTransformer, rows: int) -> set[int]:
     """Tokens with a role in tokenizer or configuration, those of prompts, and those that find outlier columns."""
     found = {*model.tokenizer.all_special_ids, *probe(model.transformer.config)}
-    found.update(*_tokenised(model.tokenizer, [prompt for prompt in model.prompts.values() if prompt] or [""]))
+    found.update(*_tokenised(model.tokenizer, _prompts(model)))
     for _, value in _token_ids(model.transformer.config):
         found.update(value if isinstance(value, list) else [value])
     return {number for number in found if 0 <= number < rows}
@@ -195,12 +195,11 @@ def _token_ids(config: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _exchange(model: LacosSentenceTransformer, tokenizer: Any, kept: Sequence[int]) -> None:
-    """Put rows and tokenizer in place, and tell the configuration."""
+def _exchange(model: LacosSentenceTransformer, tokenizer: Any, place: dict[int, int]) -> None:
+    """Put rows and tokenizer in place, and tell the configuration; `place` is old id -> new one."""
     transformer = model.transformer
     probed = probe(transformer.config)
-    keep_rows_(transformer.model, kept)
-    place = {number: position for position, number in enumerate(kept)}
+    keep_rows_(transformer.model, list(place))
     setattr(transformer.config, PROBE, [place[number] for number in probed])
     for key, value in _token_ids(transformer.config):
         several = isinstance(value, list)
@@ -208,8 +207,7 @@ def _exchange(model: LacosSentenceTransformer, tokenizer: Any, kept: Sequence[in
     transformer.model.get_input_embeddings().padding_idx = transformer.config.pad_token_id
     tokenizer.padding_side = transformer.tokenizer.padding_side
     transformer.processor = tokenizer
-    name = str(transformer.base["name"]).rpartition("/")[2].removesuffix("-trimmed")
-    transformer.rename_base(f"{name}-trimmed")
+    transformer.mark_base("trimmed")
 
 
 def _smaller(tokenizer: Any, told: dict[str, Any]) -> Any:
@@ -239,9 +237,14 @@ def _texts(file: str | Path) -> Iterator[str]:
             yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
 
 
+def _prompts(model: LacosSentenceTransformer) -> list[str]:
+    """What may stand before a text: nothing, or one of the model's prompts."""
+    return list(dict.fromkeys(["", *model.prompts.values()]))
+
+
 def _batches(corpus: Sequence[str | Path], model: LacosSentenceTransformer) -> Iterator[tuple[str, ...]]:
     """The texts of all files, each by itself and behind each of the model's prompts."""
-    prompts = ["", *dict.fromkeys(prompt for prompt in model.prompts.values() if prompt)]
+    prompts = _prompts(model)
     texts = (prompt + text for file in corpus for text in _texts(file) for prompt in prompts)
     yield from iter(lambda: tuple(islice(texts, _BATCH)), ())
 

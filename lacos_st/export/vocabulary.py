@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
 from lacos_st.errors import LacosError
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+"""A token for a byte, in vocabularies with a fallback to bytes."""
 _Json = dict[str, Any]
 
 
@@ -56,9 +59,9 @@ def always_kept(tokenizer: _Json) -> set[int]:
     vocabulary = tokenizer["model"]["vocab"]
     single = {token for token in vocabulary if len(token) == 1}
     if is_byte_level(tokenizer):
-        symbols = single & set(byte_letters().values())
+        symbols = single & set(bytes_to_unicode().values())
     elif tokenizer["model"].get("byte_fallback"):
-        symbols = {token for token in vocabulary if _BYTE.fullmatch(token)} | {t for t in single if t.isascii()}
+        symbols = {token for token in vocabulary if BYTE.fullmatch(token)} | {t for t in single if t.isascii()}
     else:
         symbols = single
     symbols |= {tokenizer["model"].get("unk_token")} & vocabulary.keys()
@@ -154,18 +157,6 @@ def is_byte_level(tokenizer: _Json) -> bool:
     return False
 
 
-def byte_letters() -> dict[int, str]:
-    """The letter that stands for each byte in a byte-level vocabulary, as GPT-2 has it.
-
-    Example:
-        >>> byte_letters()[32], byte_letters()[65]
-        ('Ġ', 'A')
-    """
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(rest)}
-
-
 def token_bytes(tokenizer: _Json) -> Callable[[str], bytes]:
     """How a token of the vocabulary is read as bytes of UTF-8, of which it may hold a part of a character.
 
@@ -174,7 +165,7 @@ def token_bytes(tokenizer: _Json) -> Callable[[str], bytes]:
     """
     if not is_byte_level(tokenizer):
         return lambda token: token.encode("utf-8", "surrogatepass")
-    bytes_of = {letter: byte for byte, letter in byte_letters().items()}
+    bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
     return lambda token: (
         bytes(bytes_of[letter] for letter in token) if set(token) <= bytes_of.keys() else token.encode()
     )

@@ -180,13 +180,14 @@ class WithAdapters:
         fold_lora_(self.model, name)
         del self.model.peft_config
         self.model._hf_peft_config_loaded = False
-        self.rename_base("merged")
+        self.mark_base("merged")
 
-    def rename_base(self, name: str) -> None:
+    def mark_base(self, how: str) -> None:
         """Say that the base is another than the one that was loaded: it lies nowhere yet, and its terms still hold.
 
         Args:
-            name: Its name from now on.
+            how: What was done to it: "merged" or "trimmed", which its name ends in from now on.
         """
+        name = f"{str(self.base['name']).rpartition('/')[2].removesuffix(f'-{how}')}-{how}"
         self.base = {key: value for key, value in self.base.items() if key != "path"} | {"name": name, "revision": None}
         self.save_base, self._stored_rows = True, None

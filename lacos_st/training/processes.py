@@ -103,20 +103,6 @@ def first_before_others(function: Callable[[], Outcome]) -> Outcome:
     return done[0] if done else function()
 
 
-def any_of_them(here: bool) -> bool:
-    """Whether it is so in any process. All processes must ask.
-
-    Args:
-        here: Whether it is so in this one.
-    """
-    state = PartialState()
-    if state.num_processes == 1:
-        return here
-    told = torch.tensor(float(here), device=state.device)
-    torch.distributed.all_reduce(told)
-    return bool(told.item())
-
-
 class SharedBatches(ProportionalBatchSampler):
     """sentence-transformers' batches, each of one source, cut into one equal part for each process.
 

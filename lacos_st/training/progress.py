@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 from sentence_transformers import SentenceTransformerTrainer
 from transformers import EarlyStoppingCallback, TrainerCallback
-
-from lacos_st.training.processes import any_of_them
 
 
 class Progress(TrainerCallback):
@@ -68,11 +66,13 @@ class EarlyStopping(EarlyStoppingCallback):
 
 
 class _StopAndSave(TrainerCallback):
-    def __init__(self, interrupted: threading.Event) -> None:
-        self.interrupted = interrupted
+    def __init__(self, interrupted: threading.Event, accelerator: Accelerator) -> None:
+        self.interrupted, self.accelerator = interrupted, accelerator
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if any_of_them(self.interrupted.is_set()):  # all must stop at the same step
+        if self.interrupted.is_set():
+            self.accelerator.set_trigger()
+        if self.accelerator.check_trigger():  # in any process: all must stop at the same step
             self.interrupted.set()
             control.should_save = control.should_training_stop = True
 
@@ -81,7 +81,7 @@ class _StopAndSave(TrainerCallback):
 def checkpoint_on_interrupt(trainer: SentenceTransformerTrainer) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a checkpoint and an orderly stop; a second one stops at once."""
     interrupted = threading.Event()
-    trainer.add_callback(_StopAndSave(interrupted))
+    trainer.add_callback(_StopAndSave(interrupted, trainer.accelerator))
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return

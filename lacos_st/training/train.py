@@ -16,7 +16,6 @@ directory, shows progress and saves.
 from __future__ import annotations
 
 import errno
-import gzip
 import json
 import logging
 import os
@@ -32,15 +31,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 from accelerate import PartialState
-from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.evaluation import EmbeddingSimilarityEvaluator
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 
 from lacos_st.config import LacosConfig
 from lacos_st.decoder.allocator import give_memory_back
 from lacos_st.decoder.memory import auto_batch_size, available_memory
-from lacos_st.embedded.names import sample_path
 from lacos_st.errors import LacosError
 from lacos_st.files import locked, write_json
 from lacos_st.model.model import LacosSentenceTransformer
@@ -56,7 +52,7 @@ from lacos_st.training.assembly import (
     memory_options,
 )
 from lacos_st.training.checkpoints import described, go_on, is_finished, latest_checkpoint, prepare
-from lacos_st.training.measure import Measure, held_out_loss
+from lacos_st.training.measure import Measure, held_out_loss, sts_sample
 from lacos_st.training.processes import by_first, first_before_others, join
 from lacos_st.training.progress import EarlyStopping, Progress, checkpoint_on_interrupt
 from lacos_st.training.trainer import Trainer
@@ -66,7 +62,6 @@ if TYPE_CHECKING:
     from sentence_transformers.base.evaluation import BaseEvaluator
 
 logger = logging.getLogger(__name__)
-_STS = sample_path("sts17")
 _CHOSEN = "mini_batch.json"
 
 
@@ -334,27 +329,6 @@ def _smaller(config: LacosConfig, mini_batch: int | None, processes: int, error:
     warnings.warn(f"Out of memory: going on with {now // 2} rows at a time instead of {now}.", stacklevel=3)
     torch.cuda.empty_cache()
     return now // 2
-
-
-def sts_sample(model: SentenceTransformer) -> dict[str, float]:
-    """Spearman correlation x 100 on the four STS17 pairs that come with the package.
-
-    Args:
-        model: Any model.
-
-    Returns:
-        "en-en", "es-es", "es-en", "en-ar" -> correlation of cosine similarities with the gold scores.
-    """
-    scores = {}
-    for pair in ("en-en", "es-es", "es-en", "en-ar"):
-        with gzip.open(_STS / f"sts17.{pair}.test.jsonl.gz", "rt", encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
-        first, second, gold = ([row[key] for row in rows] for key in ("sentence1", "sentence2", "score"))
-        result = EmbeddingSimilarityEvaluator(
-            first, second, gold, main_similarity="cosine", name=f"sts17-{pair}", write_csv=False
-        )(model)
-        scores[pair] = 100 * float(result[f"sts17-{pair}_spearman_cosine"])
-    return scores
 
 
 def _widget(data: Dataset) -> list[dict[str, Any]]:
