@@ -18,6 +18,7 @@ MOST = 60  # sentences: the matrix has the square of that
 _WIDE, _HIGH, _EDGE = 720, 420, 40  # of the map, in units of its own
 _LABEL = 32  # characters of a label in the map; each about so wide, and a row so high
 _LETTER, _ROW = 6.2, 15.0
+_DOT = 6.0  # radius of a point, and a little
 
 CSS = """
 .lacos { --quiet: color-mix(in srgb, var(--body-text-color) 65%, transparent); }
@@ -204,13 +205,14 @@ def _is_left(x: float) -> bool:
 
 
 def _apart(at: np.ndarray, labels: Sequence[str]) -> list[float]:
-    """The height of each label: its point's, or below, so that no label is written over another."""
+    """The height of each label: its point's, or below, so that none is written over another or over a point."""
+    points = [(float(x) - _DOT, float(x) + _DOT, float(y)) for x, y in at]
     taken: list[tuple[float, float, float]] = []
     heights = [0.0] * len(labels)
     for i in np.argsort(at[:, 1], kind="stable"):
         (x, y), width = at[i], _LETTER * len(labels[i]) + 18
         start = x - width if _is_left(x) else x
-        for low, high, height in sorted(taken, key=lambda box: box[2]):
+        for low, high, height in sorted([*taken, *points[:i], *points[i + 1 :]], key=lambda box: box[2]):
             if start < high and low < start + width and abs(y - height) < _ROW:
                 y = height + _ROW
         taken.append((start, start + width, y))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Sized
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import language_name
+from lacos_st.evaluation.plots import write_plots
 from lacos_st.evaluation.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.evaluation.statistics import Difference
 from lacos_st.evaluation.tables import beside_published, figure, notes, other_metrics
@@ -28,9 +29,6 @@ from lacos_st.files import atomic
 _TEMPLATE = Path(__file__).with_name("report.html")
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte
 _COLOURS = 6
-_LABEL = 48  # characters of a name in a plot
-_PLOT_COLOURS = ("#1f6fb2", "#d9730d", "#2b8a3e", "#8e44ad", "#b03060", "#00838f")
-_GREY = "#50575e"
 
 
 def write_report(
@@ -85,10 +83,10 @@ def write_report(
             temporary.write_text(html, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise LacosError(f"The report cannot be written to {str(page)!r}: {error.strerror}. Choose another.") from error
-    from matplotlib import rc_context
-
-    with rc_context({"text.parse_math": False, "text.usetex": False}):  # names are text, dollars too
-        return [page, *_plots(evaluation, page)]
+    rows = [
+        (f"{_language_label(codes)}{' *' if _other(means) else ''}", means) for codes, means in _by_language(evaluation)
+    ]
+    return [page, *write_plots(rows, _scatter_data(evaluation), evaluation.models, page)]
 
 
 def _colour(position: int) -> str:
@@ -103,13 +101,17 @@ def _intro(evaluation: Evaluation) -> str:
         languages = {code for r in similarity.values() for code in r.languages}
         pairs = sum(r.count for r in similarity.values())
         parts.append(
-            f"Spearman correlation of the cosine with the annotators, × 100. {len(similarity)} sets, {pairs:,} pairs, "
-            f"{len(languages)} languages."
+            f"Spearman correlation of the cosine with the annotators, × 100. {_many(similarity, 'set')}, "
+            f"{pairs:,} pairs, {_many(languages, 'language')}."
         )
     if others:
         metrics = ", ".join(dict.fromkeys(r.group for r in others.values()))
-        parts.append(f"{metrics}, × 100: {len(others)} sets, {sum(r.count for r in others.values()):,} queries.")
+        parts.append(f"{metrics}, × 100: {_many(others, 'set')}, {sum(r.count for r in others.values()):,} queries.")
     return " ".join([*parts, "A model’s revision is a digest of its content."])
+
+
+def _many(things: Sized, name: str) -> str:
+    return f"{len(things)} {name}{'s' if len(things) != 1 else ''}"
 
 
 def _legend(evaluation: Evaluation) -> str:
@@ -237,11 +239,15 @@ def _other_metrics(evaluation: Evaluation) -> str:
     for title, header, rows in other_metrics(evaluation):
         head = "".join(f"<th>{escape(name).replace('@', '<wbr>@')}</th>" for name in header)
         body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-        parts.append(
-            f"<h2>{escape(title.replace(' x ', ' × '))}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
-        )
+        parts.append(_table(title.replace(" x ", " × "), head, body))
     return "".join(parts)
+
+
+def _table(title: str, head: str, body: str) -> str:
+    return (
+        f"<h2>{escape(title)}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{body}</tbody></table></div>"
+    )
 
 
 def _breakable(name: str) -> str:
@@ -295,10 +301,7 @@ def _published(evaluation: Evaluation) -> str:
             ours = " class=ours" if row[-1] == "measured here" else ""
             cells = "".join(f"<td>{escape(c)}</td>" for c in row[:-1]) + f"<td class=text>{escape(row[-1])}</td>"
             body += f"<tr{ours}>{cells}</tr>"
-        parts.append(
-            f"<h2>{escape(title)}</h2><div class=scroll><table><thead><tr>{head}</tr></thead>"
-            f"<tbody>{body}</tbody></table></div>"
-        )
+        parts.append(_table(title, head, body))
     return "".join(parts)
 
 
@@ -331,70 +334,3 @@ def _scatter_data(evaluation: Evaluation) -> list[dict[str, Any]]:
             }
         )
     return found
-
-
-def _plots(evaluation: Evaluation, page: Path) -> list[Path]:
-    """Bars by language and a scatter of up to six sets, as PNG and SVG."""
-    from matplotlib.figure import Figure
-
-    written = []
-    rows = _by_language(evaluation)[::-1]
-    if not rows:
-        return []
-    count = len(evaluation.models)
-    bars = Figure(figsize=(8, 1.2 + 0.18 * len(rows) * (count + 0.6)), layout="constrained")
-    axes = bars.subplots()
-    height = 0.8 / count
-    for i, name in enumerate(evaluation.models):
-        places = [y + 0.4 - height * (i + 0.5) for y in range(len(rows))]
-        means = [means.get(name) for _, means in rows]
-        scores = [0.0 if m is None else m.score for m in means]
-        ends = [(0.0, 0.0) if m is None else m.interval for m in means]
-        errors = np.nan_to_num([[s - low, high - s] for s, (low, high) in zip(scores, ends, strict=True)])
-        colour = _PLOT_COLOURS[i % _COLOURS]
-        axes.barh(places, scores, height, color=colour, label=_label(name), xerr=errors.T.clip(0), error_kw={"lw": 0.8})
-    lexical = [means[LEXICAL].score if LEXICAL in means else math.nan for _, means in rows]
-    axes.vlines(
-        lexical, np.arange(len(rows)) - 0.42, np.arange(len(rows)) + 0.42, color=_GREY, lw=2, label="lexical baseline"
-    )
-    labels = [f"{_label(_language_label(codes))}{' *' if _other(means) else ''}" for codes, means in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    axes.set_xlabel("Spearman × 100, mean over the sets of a language (* not in BLOOM's training data)", fontsize=8)
-    axes.margins(y=0.01)
-    axes.spines[["top", "right"]].set_visible(False)
-    bars.legend(loc="outside upper center", ncols=2, fontsize=8, frameon=False)
-    written += _save(bars, page, "languages")
-
-    data = _scatter_data(evaluation)[:6]
-    scatter = Figure(figsize=(3 * len(data), 2.8 * count), layout="constrained")
-    grid = scatter.subplots(count, len(data), squeeze=False, sharey=True)
-    for column, entry in enumerate(data):
-        for model in entry["models"]:
-            row = evaluation.models.index(model["name"])
-            axes = grid[row][column]
-            axes.plot(
-                entry["gold"], model["similarity"], ".", ms=4, alpha=0.5, color=_PLOT_COLOURS[row % _COLOURS], mew=0
-            )
-            axes.set_title(f"{_label(entry['name'])}: {model['score']}", fontsize=8)
-            axes.tick_params(labelsize=7)
-            axes.spines[["top", "right"]].set_visible(False)
-            if column == 0:
-                axes.set_ylabel(f"{_label(model['name'])}\ncosine", fontsize=7)
-    scatter.supxlabel("annotated score", fontsize=8)
-    return written + _save(scatter, page, "scatter")
-
-
-def _label(name: str) -> str:
-    """A name that fits into a plot; Matplotlib leaves out of legends what begins with `_`."""
-    short = name if len(name) <= _LABEL else f"{name[: _LABEL - 1]}…"
-    return f" {short}" if short.startswith("_") else short
-
-
-def _save(plot: Any, page: Path, name: str) -> list[Path]:
-    written = []
-    for kind in ("png", "svg"):
-        path = page.with_name(f"{page.stem}-{name}.{kind}")
-        with atomic(path) as temporary:
-            plot.savefig(temporary, format=kind, dpi=150)
-        written.append(path)
-    return written
