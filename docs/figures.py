@@ -1,7 +1,8 @@
-"""Draw the figures of `how-it-works.md`: `python docs/figures.py` writes `docs/figures/*.svg`."""
+"""Draw the figures of README and of `how-it-works.md`: `python docs/figures.py` writes `docs/figures/*.svg`."""
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import matplotlib
@@ -15,6 +16,11 @@ from lacos_st.decoder.attention import alibi_slopes
 
 FOLDER = Path(__file__).with_name("figures")
 BLUE, PALE, GREY = "#34506c", "#b9d0e6", "#e4e7ea"
+BENCHMARK = {
+    "en": "English", "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pl": "Polish",
+    "pt": "Portuguese", "ru": "Russian", "zh": "Chinese",
+}  # fmt: skip
+ACROSS = {"es-en": "Spanish – English", "en-ar": "English – Arabic", "en-tr": "English – Turkish"}
 
 
 def save(figure: plt.Figure, name: str) -> None:
@@ -95,9 +101,40 @@ def loss() -> None:
     save(figure, "loss")
 
 
+def languages() -> None:
+    """Gemma 3 270M by language, before and after: from the tables that `lacos-st evaluate` wrote."""
+    measured = Path(__file__).with_name("benchmarks") / "real"
+    runs = {"before": GREY, "after 3,601 English triplets": "#6a95be", "after 7,488 in many languages": BLUE}
+    files = ("gemma3-before.csv", "gemma3-english.csv", "gemma3-multilingual.csv")
+    scores: list[dict[str, float]] = []
+    lexical: dict[str, float] = {}
+    for file in files:
+        rows = list(csv.DictReader((measured / file).open(encoding="utf-8")))
+        scores.append({row["set"]: float(row["score"]) for row in rows if row["kind"] == "model"})
+        lexical |= {row["set"]: float(row["score"]) for row in rows if row["kind"] == "baseline"}
+    names = {f"STSBenchmarkMultilingualSTS/{code}": name for code, name in BENCHMARK.items()}
+    names |= {"local-stsb/hi": "Hindi"}
+    names |= {f"STS17/{code}": name for code, name in ACROSS.items()}
+    height = 0.8 / len(runs)
+    figure, axes = plt.subplots(figsize=(7, 6.4))
+    for position, name in enumerate(names):
+        for run, ((label, colour), found) in enumerate(zip(runs.items(), scores, strict=True)):
+            at = -position + 0.4 - height * (run + 0.5)
+            axes.barh(at, found[name], height, color=colour, label=None if position else label)
+        axes.vlines(lexical[name], -position - 0.42, -position + 0.42, color="#c25a1c", lw=2,
+                    label=None if position else "character n-grams")  # fmt: skip
+    axes.set_yticks([-position for position in range(len(names))], names.values())
+    axes.set(xlim=(0, 100), xlabel="Spearman x 100 on test sets: STS-B, and across languages STS17")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(y=0.01)
+    figure.legend(loc="outside upper center", ncols=2, frameon=False)
+    save(figure, "languages")
+
+
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "lacos-st"
     FOLDER.mkdir(exist_ok=True)
     packing()
     alibi()
     loss()
+    languages()

@@ -21,6 +21,7 @@ from lacos_st.errors import shortened, shown
 from lacos_st.files import at_home
 
 _EXAMPLES = 5  # bad rows that a report quotes
+_KINDS = {"text": "single texts, each its own positive", "nli": "NLI rows", "scored": "pairs with scores"}
 
 
 @dataclass
@@ -56,7 +57,8 @@ class SourceReport:
         counts = (("unused", self.unused), ("duplicates", self.duplicates), ("bad", self.bad))
         weighted = f", {self.sampled:,} after weights and sampling" if self.sampled != self.used else ""
         rest = "".join(f", {count:,} {name}" for name, count in counts if count)
-        head = f"{self.name} ({self.kind}: {shortened(', '.join(self.columns))})"
+        kind = _KINDS.get(self.kind) or ("pairs" if len(self.columns) == 2 else "pairs with negatives")
+        head = f"{self.name} ({kind}: {shortened(', '.join(self.columns))})"
         lines = [f"{head}: {self.read:,} read, {self.used:,} used{weighted}{rest}"]
         lines += [f"  {example}" for example in self.examples]
         return "\n".join(lines)

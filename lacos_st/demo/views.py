@@ -186,7 +186,7 @@ def map_html(sentences: Sequence[str], embeddings: np.ndarray, query: np.ndarray
     at = _EDGE + (found - low) / span * (np.array([_WIDE, _HIGH]) - 2 * _EDGE)
     at[:, 1] = _HIGH - at[:, 1]
     labels = [f"{i + 1} {text[:_LABEL]}{'…' if len(text) > _LABEL else ''}" for i, text in enumerate(sentences)]
-    rows = _apart(at[: len(labels)], labels)
+    rows = _apart(at, labels)
     points = "".join(
         _point(float(at[i, 0]), float(at[i, 1]), rows[i], labels[i], text) for i, text in enumerate(sentences)
     )
@@ -209,7 +209,7 @@ def _apart(at: np.ndarray, labels: Sequence[str]) -> list[float]:
     points = [(float(x) - _DOT, float(x) + _DOT, float(y)) for x, y in at]
     taken: list[tuple[float, float, float]] = []
     heights = [0.0] * len(labels)
-    for i in np.argsort(at[:, 1], kind="stable"):
+    for i in np.argsort(at[: len(labels), 1], kind="stable"):
         (x, y), width = at[i], _LETTER * len(labels[i]) + 18
         start = x - width if _is_left(x) else x
         for low, high, height in sorted([*taken, *points[:i], *points[i + 1 :]], key=lambda box: box[2]):
