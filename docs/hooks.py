@@ -22,7 +22,7 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
-_LINK = re.compile(r"(?<!!)\[([^\]]+)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(!?)\[([^\]]+)\]\((?!\w+:)([^)#\s]+)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -40,11 +40,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     source = PAGES.get(here, f"docs/{here}")
 
     def link(match: re.Match[str]) -> str:
-        text, target, anchor = match.group(1), match.group(2), match.group(3) or ""
+        picture, text, target, anchor = match.group(1), match.group(2), match.group(3), match.group(4) or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         uri = {source: page for page, source in PAGES.items()}.get(path, path.removeprefix("docs/"))
         if files.get_file_from_path(uri) is not None:
-            return f"[{text}]({posixpath.relpath(uri, posixpath.dirname(here) or '.')}{anchor})"
+            return f"{picture}[{text}]({posixpath.relpath(uri, posixpath.dirname(here) or '.')}{anchor})"
         if not (ROOT / path).exists():
             raise PluginError(f"{source} links to {target}, which is not there.")
         return f"`{path}`" if text.strip("`") in (target, path) else f"{text} (`{path}`)"
