@@ -39,6 +39,8 @@ COMMANDS = [
 @pytest.mark.parametrize(("function", "line", "paths"), COMMANDS)
 def test_every_command_reads_the_home_directory(home, monkeypatch, function, line, paths):
     seen = []
+    (home / "sts").mkdir()
+    (home / "texts.txt").write_text("read before a model is loaded\n", encoding="utf-8")
 
     def called(*given, **options):
         seen.extend([*given, *options.values()])

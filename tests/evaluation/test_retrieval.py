@@ -102,8 +102,8 @@ def test_metrics_are_never_mixed(tmp_path, small):
     assert {row["metric"] for row in rows} == {"ndcg_at_10", "mrr_at_10", "hit_rate_at_1", "recall_at_10"}
     assert {row["pairs"] for row in rows} == {"30"}
     page = write_report(both, tmp_path / "r.html")[0].read_text(encoding="utf-8")
-    assert "1 sets, 40 pairs" in page
-    assert "nDCG@10, × 100: 1 sets, 30 queries" in page
+    assert "1 set, 40 pairs" in page
+    assert "nDCG@10, × 100: 1 set, 30 queries" in page
     assert "<section>" in page
 
 
