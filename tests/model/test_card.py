@@ -120,7 +120,8 @@ def test_a_card_says_once_what_a_model_is_however_often_it_is_saved(tiny_model, 
     assert 'SentenceTransformer("first")' not in card
 
 
-def test_a_trained_model_gets_another_card(tiny_model, tmp_path):
+def test_a_trained_model_gets_another_card(tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the trainer makes a directory for its checkpoints
     tiny_model.save_pretrained(str(tmp_path / "first"))
     loaded = LacosSentenceTransformer(tmp_path / "first", is_trainable=True)
     SentenceTransformerTrainer(loaded, train_dataset=Dataset.from_dict({"a": TEXTS, "b": TEXTS}))

@@ -227,7 +227,7 @@ def test_matryoshka_masks_in_every_dimension(kind, margin):
 
 
 @pytest.mark.parametrize("kind", [MaskedMultipleNegativesRankingLoss, CachedMaskedMultipleNegativesRankingLoss])
-def test_matryoshka_goes_around_it(kind, tiny_model):
+def test_matryoshka_goes_around_it(kind, tiny_model, tmp_path):
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 
     data = Dataset.from_dict(
@@ -237,7 +237,7 @@ def test_matryoshka_goes_around_it(kind, tiny_model):
     trainer = SentenceTransformerTrainer(
         tiny_model,
         SentenceTransformerTrainingArguments(
-            "unused",
+            str(tmp_path),
             max_steps=2,
             per_device_train_batch_size=3,
             use_cpu=True,

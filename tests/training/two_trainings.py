@@ -8,6 +8,7 @@ One process imports everything once, and forks. What it trains lies in DIRECTORY
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -75,7 +76,7 @@ def with_the_trainer(base: str) -> dict[str, torch.Tensor]:
     model = LacosSentenceTransformer(base, transformer_options={"quantization": "none"}).add_lora(rank=4, dropout=0.0)
     processes = PartialState(cpu=True).num_processes
     arguments = SentenceTransformerTrainingArguments(
-        output_dir="unused",
+        output_dir=tempfile.mkdtemp(),
         max_steps=20,
         per_device_train_batch_size=8 // processes,
         optim="sgd",
