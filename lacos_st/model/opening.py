@@ -141,24 +141,24 @@ def _entries(directory: Path) -> list[dict[str, Any]]:
 def _class_of(
     name: str, listing: Path, module_classes: Mapping[str, type[nn.Module]], trusted: bool
 ) -> type[Module] | None:
-    """The class that `modules.json` names; None for one that comes with the model, which only loading imports."""
+    """The class that `modules.json` names; None for one that is neither ST's nor ours, which only loading imports."""
     kind = module_classes.get(name)
-    if kind is None and name.startswith("sentence_transformers."):
-        with checking(listing):
-            kind = import_from_string(name)
-    elif kind is None and name.startswith("lacos_st."):
+    if kind is None and name.startswith("lacos_st."):
         raise LacosError(
             f"{str(listing)!r} names {name!r}, which this version of lacos-st has not: load the model with the version "
             "that saved it."
         )
-    elif kind is None and trusted:
-        return None
-    elif kind is None:
+    if kind is None and not name.startswith("sentence_transformers."):
+        if trusted:
+            return None
         raise LacosError(
-            f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers: loading it would run "
-            "code that came with the model, and was refused. Read that code first; only in Python can it be allowed: "
-            "LacosSentenceTransformer(..., trust_remote_code=True)."
+            f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers. Loading it would run Python "
+            "code, that of a file in the model's directory or of an installed package, so it was refused. If you have "
+            "read that code and trust it: LacosSentenceTransformer(..., trust_remote_code=True), in Python only."
         )
+    if kind is None:
+        with checking(listing):
+            kind = import_from_string(name)
     if not (isinstance(kind, type) and issubclass(kind, Module)):
         raise LacosError(f"{str(listing)!r} names {name!r}, which is no module.")
     return kind

@@ -232,6 +232,26 @@ def test_another_backend_is_an_error_for_a_plain_checkpoint_too(backend, tiny_bl
             LacosSentenceTransformer(str(directory), backend=backend)
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_code_of_a_model_or_of_a_package_runs_when_it_is_trusted_and_not_before(
+    beside, copy, tmp_path, monkeypatch, capfd
+):
+    code = "from sentence_transformers.sentence_transformer.modules import Normalize\nprint('it ran')\n"
+    code += "class Own(Normalize):\n    pass\n"
+    module = "beside_it" if beside else "of_a_package"
+    (copy if beside else tmp_path).joinpath(f"{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    listing = json.loads((copy / "modules.json").read_text())
+    (copy / "9_Own").mkdir()
+    listing.append({"idx": len(listing), "name": "9", "path": "9_Own", "type": f"{module}.Own"})
+    (copy / "modules.json").write_text(json.dumps(listing))
+    with pytest.raises(LacosError, match=rf"names '{module}\.Own', .* or of an installed package, so it was refused"):
+        LacosSentenceTransformer(copy)
+    assert "it ran" not in capfd.readouterr().out
+    assert type(LacosSentenceTransformer(copy, trust_remote_code=True)[-1]).__name__ == "Own"
+    assert "it ran" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("trust", [True, False])
 def test_trust_in_code_is_passed_on_for_a_plain_checkpoint(trust, tiny_bloom, monkeypatch):
     asked = []
