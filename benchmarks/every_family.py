@@ -22,6 +22,7 @@ import torch
 from common import machine, report
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.util import pairwise_cos_sim
 from transformers import AutoModel, TrainerCallback
 
 from lacos_st import LacosConfig, LacosSentenceTransformer, accelerate, train
@@ -56,7 +57,7 @@ def states_error(base: Path) -> float:
 
 
 def least_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).min())
+    return float(pairwise_cos_sim(a, b).min())
 
 
 def resumes(base: Path, directory: Path) -> bool:
@@ -109,9 +110,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             results.append(measure(family, write_tiny_bloom(directory / "bloom"), directory))
-        line = {
-            key: f"{value:.2g}" if "fp32_" in key and "to" not in key else value for key, value in results[-1].items()
-        }
+        errors = {key: f"{value:.2g}" for key, value in results[-1].items() if key.startswith("fp32_")}
+        line = results[-1] | errors
         print(
             "  ".join(f"{value:.6f}" if isinstance(value, float) else str(value) for value in line.values()), flush=True
         )

@@ -140,9 +140,7 @@ def table(results: list[dict]) -> str:
 
 def read(path: Path) -> list[str]:
     """All texts of a file: .txt (a line is one), .csv, .jsonl (each also .gz) or .parquet."""
-    table = open_file(path)
-    rows = table.rows(list(table.first().values))
-    return [text for row in rows for text in row.values.values() if isinstance(text, str)]
+    return [text for row in open_file(path).rows() for text in row.values.values() if isinstance(text, str)]
 
 
 def main() -> None:

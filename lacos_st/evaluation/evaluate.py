@@ -1,8 +1,8 @@
 """`evaluate(models)`: STS and retrieval scores with MTEB, with or without a network, resumable, never stale.
 
-Data flow: `tasks.plan` turns names, groups and local files into tasks -> each runs through `mteb.evaluate`,
-which encodes the pairs, takes the correlations and writes its JSON -> the similarity of every pair is kept
-beside it (`results.py`) -> `tables.py` shows scores with intervals beside the lexical baseline and published
+Data flow: `tasks.plan` turns names, groups and local files into tasks -> each runs through `mteb.evaluate`, which
+encodes the texts, scores them and writes its JSON -> the similarity of every pair, or the score of every query, is
+kept beside it (`results.py`) -> `tables.py` shows scores with intervals beside the lexical baseline and published
 results.
 
 A run with an output directory can be repeated at any time: `runner.py` measures what is new, and nothing else.

@@ -13,7 +13,8 @@ from lacos_st.evaluation.results import LEXICAL, Mean
 from lacos_st.files import atomic
 
 _LABEL = 48  # characters of a name in a plot
-_COLOURS = ("#1f6fb2", "#d9730d", "#2b8a3e", "#8e44ad", "#b03060", "#00838f")
+COLOURS = ("#1f6fb2", "#d9730d", "#2b8a3e", "#8e44ad", "#b03060", "#00838f")
+"""Of models, by their position; `report.html` has as many."""
 _GREY = "#50575e"
 
 
@@ -52,7 +53,7 @@ def _bars(rows: Sequence[tuple[str, dict[str, Mean]]], models: Sequence[str], pa
         scores = [0.0 if m is None else m.score for m in means]
         ends = [(0.0, 0.0) if m is None else m.interval for m in means]
         errors = np.nan_to_num([[s - low, high - s] for s, (low, high) in zip(scores, ends, strict=True)])
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = COLOURS[i % len(COLOURS)]
         axes.barh(places, scores, height, color=colour, label=_label(name), xerr=errors.T.clip(0), error_kw={"lw": 0.8})
     lexical = [means[LEXICAL].score if LEXICAL in means else math.nan for _, means in rows]
     axes.vlines(
@@ -77,7 +78,7 @@ def _scatter(data: Sequence[dict[str, Any]], models: Sequence[str], page: Path) 
             row = models.index(model["name"])
             axes = grid[row][column]
             axes.plot(
-                entry["gold"], model["similarity"], ".", ms=4, alpha=0.5, color=_COLOURS[row % len(_COLOURS)], mew=0
+                entry["gold"], model["similarity"], ".", ms=4, alpha=0.5, color=COLOURS[row % len(COLOURS)], mew=0
             )
             axes.set_title(f"{_label(entry['name'])}: {model['score']}", fontsize=8)
             axes.tick_params(labelsize=7)

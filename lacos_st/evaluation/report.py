@@ -20,7 +20,7 @@ import numpy as np
 
 from lacos_st.errors import LacosError
 from lacos_st.evaluation.languages import language_name
-from lacos_st.evaluation.plots import write_plots
+from lacos_st.evaluation.plots import COLOURS, write_plots
 from lacos_st.evaluation.results import LEXICAL, Evaluation, Mean, SetResult, mean
 from lacos_st.evaluation.statistics import Difference
 from lacos_st.evaluation.tables import beside_published, figure, notes, other_metrics
@@ -28,7 +28,6 @@ from lacos_st.files import atomic
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _POINTS = 400  # a scatter plot; a page with 60 sets and two models stays below a megabyte
-_COLOURS = 6
 
 
 def write_report(
@@ -59,6 +58,7 @@ def write_report(
     page = Path(output)
     if page.suffix.lower() not in (".html", ".htm"):
         raise LacosError(f"The report is a page, so its name should end in .html, not {page.name!r}.")
+    points = _scatter_data(evaluation)
     parts = {
         "title": escape(title),
         "intro": _intro(evaluation),
@@ -72,7 +72,7 @@ def write_report(
         "published": _published(evaluation),
         "notes": "".join(f"<p class=soft>{escape(note)}</p>" for note in notes(evaluation)),
         # "</script" would end the script element and "<!--<script" keep it open; JSON allows the escaped form.
-        "data": json.dumps(_scatter_data(evaluation)).replace("<", "\\u003c"),
+        "data": json.dumps(points).replace("<", "\\u003c"),
     }
     html = _TEMPLATE.read_text("utf-8")
     for place, content in parts.items():
@@ -86,11 +86,11 @@ def write_report(
     rows = [
         (f"{_language_label(codes)}{' *' if _other(means) else ''}", means) for codes, means in _by_language(evaluation)
     ]
-    return [page, *write_plots(rows, _scatter_data(evaluation), evaluation.models, page)]
+    return [page, *write_plots(rows, points, evaluation.models, page)]
 
 
 def _colour(position: int) -> str:
-    return f"var(--m{position % _COLOURS})"
+    return f"var(--m{position % len(COLOURS)})"
 
 
 def _intro(evaluation: Evaluation) -> str:

@@ -4,12 +4,12 @@ On disk, under the output directory:
 
     results/<model>/<revision>/<task>.json          MTEB's own layout, for MTEB's tools and its leaderboard
     details/<model>/<revision>/<task>.<subset>.<split>.safetensors
-                                                    the similarity and the gold score of every pair, with the
-                                                    score, the time and the languages as metadata
+                                                    the similarity and the gold score of every pair, or the score
+                                                    of every query; the set's score, time and languages as metadata
     summary.md, summary.csv, models.json            the tables of the last run, and the order of its models
 
-MTEB keeps correlations alone. Similarities are what a scatter plot, a confidence interval and a paired test
-need, so they are kept beside them: any two evaluations can be compared later without loading a model again.
+MTEB keeps the scores of sets alone. A scatter plot, a confidence interval and a paired test need those of pairs and
+queries, so they are kept beside them: any two evaluations can be compared later without loading a model again.
 """
 
 from __future__ import annotations

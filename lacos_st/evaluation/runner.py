@@ -2,8 +2,8 @@
 
 Two keys decide what is measured again: the model's revision is a digest of its content (`fingerprint.py`), so one
 more training step is a new revision; the data's revision is a digest of the local files. MTEB compares neither
-when a result is complete, hence the checks in `_cached`. Each set's similarities are written as soon as it is done,
-before MTEB's JSON, so an interrupted run goes on with the next set.
+when a result is complete, hence the checks in `_cached`. The similarities of an STS set are written as soon as it is
+done, before MTEB's JSON, so an interrupted run goes on with the next set; a retrieval task is measured as a whole.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Runner:
         return found, True
 
     def _measure(self, task: AbsTask, split: str, known: Done, *, resume: bool) -> Done:
-        """Encode what is not known. Each set is kept as soon as it is done, before MTEB writes its JSON."""
+        """Encode what is not known. Each STS set is kept as soon as it is done, before MTEB writes its JSON."""
         found: Done = {}
         queries: dict[str, np.ndarray] = {}
         started = time.perf_counter()

@@ -118,20 +118,19 @@ def bootstrap(
     return 100 * samples
 
 
-def bootstrap_mean(values: np.ndarray, name: str, resamples: int = RESAMPLES) -> np.ndarray:
+def bootstrap_mean(values: np.ndarray, name: str) -> np.ndarray:
     """Draw means of resampled values, of queries for example.
 
     Args:
         values: (n,) one a query.
         name: The set's name, as for `bootstrap`: every model is judged on the same resamples.
-        resamples: How many; lowered so that resamples x n stays below 2e8.
 
     Returns:
         (resamples,) means.
     """
     size = len(values)
     generator = np.random.default_rng(zlib.crc32(name.encode()))
-    rounds = max(min(resamples, _DRAWS // size), 100)
+    rounds = max(min(RESAMPLES, _DRAWS // size), 100)
     return np.array([values[generator.integers(0, size, size)].mean() for _ in range(rounds)])
 
 

@@ -96,15 +96,14 @@ class Task:
         if self.official:
             stock: Any = type(mteb.get_task(self.name))
             task = _streamed(stock)()
-            metadata = task.metadata
+            # MTEB reuses a complete result whatever the data's revision: it is compared in runner.py.
+            dataset = {**task.metadata.dataset, "revision": content(self.files)}
+            task.metadata = task.metadata.model_copy(update={"dataset": dataset})
         else:
             name = file_name(self.name)  # MTEB names a file after it
             metadata = own_metadata("STS", name, self.split, self.files, SPEARMAN)
             own = type(f"Local_{name}", (AbsTaskSTS,), {"metadata": metadata})
             task = _streamed(own)()
-        # MTEB reuses a complete result whatever the data's revision: it is compared in runner.py.
-        dataset = {**metadata.dataset, "revision": content(self.files)}
-        task.metadata = metadata.model_copy(update={"dataset": dataset})
         task.hf_subsets = self.keep or list(self.files)
         task.filter_eval_splits([self.split])
         left, right = task.column_names
@@ -112,7 +111,7 @@ class Task:
             subset: DatasetDict({self.split: Dataset(table.rename_columns([left, right, "score"]))})
             for subset, table in tables.items()
         }
-        task.dataset = rows if metadata.is_multilingual else rows["default"]
+        task.dataset = rows if task.metadata.is_multilingual else rows["default"]
         task.data_loaded = True
         return task
 

@@ -1,6 +1,8 @@
-"""sentence-transformers' trainer, and two faults told at once: a loss that is no number, a disk that is full.
+"""sentence-transformers' trainer, where a run must survive: faults told at once, and resuming that changes nothing.
 
-A checkpoint is sealed when it is written: digests of its files, by which a damaged one is told from a whole one.
+A loss that is no number and a disk that is full stop the run with what to do. A checkpoint is sealed when it is
+written: digests of its files, by which a damaged one is told from a whole one. A run that goes on takes the batches of
+its own epoch, and measuring before the first step leaves the random state alone.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from lacos_st.training.checkpoints import seal
 
 
 class Trainer(SentenceTransformerTrainer):
-    """ST's, and it says what to do where a step or a checkpoint fails."""
+    """ST's, with what the head of this file says."""
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One step.
