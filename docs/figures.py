@@ -104,23 +104,28 @@ def loss() -> None:
 def languages() -> None:
     """Gemma 3 270M by language, before and after: from the tables that `lacos-st evaluate` wrote."""
     measured = Path(__file__).with_name("benchmarks") / "real"
-    runs = {"before": GREY, "after 3,601 English triplets": "#6a95be", "after 7,488 in many languages": BLUE}
-    files = ("gemma3-before.csv", "gemma3-english.csv", "gemma3-multilingual.csv")
-    scores: list[dict[str, float]] = []
+    runs = {
+        "before": ("gemma3-before", GREY),
+        "after 3,601 English triplets": ("gemma3-en", "#6a95be"),
+        "after 7,488 in many languages": ("gemma3-multilingual", BLUE),
+    }
+    scores: dict[str, dict[str, float]] = {label: {} for label in runs}
     lexical: dict[str, float] = {}
-    for file in files:
-        rows = list(csv.DictReader((measured / file).open(encoding="utf-8")))
-        scores.append({row["set"]: float(row["score"]) for row in rows if row["kind"] == "model"})
-        lexical |= {row["set"]: float(row["score"]) for row in rows if row["kind"] == "baseline"}
+    for label, (run, _) in runs.items():
+        for file in sorted(measured.glob(f"{run}-*.csv")):
+            for row in csv.DictReader(file.open(encoding="utf-8")):
+                kind = {"model": scores[label], "baseline": lexical}.get(row["kind"])
+                if kind is not None:
+                    kind[row["set"]] = float(row["score"])
     names = {f"STSBenchmarkMultilingualSTS/{code}": name for code, name in BENCHMARK.items()}
     names |= {"local-stsb/hi": "Hindi"}
     names |= {f"STS17/{code}": name for code, name in ACROSS.items()}
     height = 0.8 / len(runs)
     figure, axes = plt.subplots(figsize=(7, 6.4))
     for position, name in enumerate(names):
-        for run, ((label, colour), found) in enumerate(zip(runs.items(), scores, strict=True)):
+        for run, (label, (_, colour)) in enumerate(runs.items()):
             at = -position + 0.4 - height * (run + 0.5)
-            axes.barh(at, found[name], height, color=colour, label=None if position else label)
+            axes.barh(at, scores[label][name], height, color=colour, label=None if position else label)
         axes.vlines(lexical[name], -position - 0.42, -position + 0.42, color="#c25a1c", lw=2,
                     label=None if position else "character n-grams")  # fmt: skip
     axes.set_yticks([-position for position in range(len(names))], names.values())
