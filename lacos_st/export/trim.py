@@ -53,9 +53,10 @@ class TrimReport:
         table: Its bytes in memory, before and after.
         model: The bytes of all parameters in memory, before and after.
         tokenizer: Bytes of `tokenizer.json`, before and after.
-        texts: Texts that give the same tokens as before, each checked.
+        texts: Texts that give the same tokens as before, each checked; without a corpus, tokens written as texts.
         compared: Those of them that were embedded before and after.
         cosine: The smallest cosine between the two.
+        corpus: Whether texts were given.
         scripts: What `languages` meant, by ISO 15924.
     """
 
@@ -66,16 +67,18 @@ class TrimReport:
     texts: int
     compared: int
     cosine: float
+    corpus: bool = True
     scripts: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         sizes = [("table", self.table), ("model", self.model), ("tokenizer", self.tokenizer)]
-        scripts = f", by texts and by script ({', '.join(self.scripts)})" if self.scripts else ""
+        kept_by = ["by texts"] * self.corpus + [f"by script ({', '.join(self.scripts)})"] * bool(self.scripts)
+        texts = "texts" if self.corpus else "tokens, taken as texts,"
         return "\n".join(
             [
-                f"{self.rows[1]:,} of {self.rows[0]:,} tokens stay{scripts}.",
+                f"{self.rows[1]:,} of {self.rows[0]:,} tokens stay, {' and '.join(kept_by)}.",
                 *(f"  {name:<10}{old / 2**20:9,.1f} MiB -> {new / 2**20:,.1f} MiB" for name, (old, new) in sizes),
-                f"{self.texts:,} texts give the same tokens; {self.compared} of them were embedded before and after: "
+                f"{self.texts:,} {texts} give the same tokens; {self.compared} of them were embedded before and after: "
                 f"smallest cosine {self.cosine:.7f}.",
             ]
         )
@@ -99,8 +102,8 @@ def trim_vocabulary(
         Sizes before and after, and what was checked.
 
     Raises:
-        LacosError: Neither texts nor languages, a file that cannot be read, a tokenizer that is no plain BPE, an
-            adapter over the table, or a model that embeds otherwise afterwards.
+        LacosError: Neither texts nor languages, a file without a text or that cannot be read, a tokenizer that is no
+            plain BPE, an adapter over the table, or a model that embeds otherwise afterwards.
 
     Example:
         >>> model = LacosSentenceTransformer("lacos-bloom")
@@ -117,6 +120,9 @@ def trim_vocabulary(
     used = always_kept(told) | _named(model, rows)
     of_script = _of_scripts(told, scripts) if scripts else set()
     sample = list(dict.fromkeys(_sample(corpus) if corpus else _read_back(old, sorted(of_script))))
+    if not sample:
+        where = ", ".join(map(str, corpus)) or f"the vocabulary in the scripts {', '.join(scripts)}"
+        raise LacosError(f"There is not one text in {where}: nothing would be left to embed.")
     bar = tqdm(desc="Tokenising", unit=" texts", disable=not show_progress)
     texts = 0
     for batch in _batches(corpus, model):
@@ -146,7 +152,15 @@ def trim_vocabulary(
         )
     table, whole, file = zip(before, _sizes(model), strict=True)
     return TrimReport(
-        (rows, len(kept)), table, whole, file, texts or len(sample), len(sample), min(cosine, 1.0), scripts
+        rows=(rows, len(kept)),
+        table=table,
+        model=whole,
+        tokenizer=file,
+        texts=texts if corpus else len(sample),
+        compared=len(sample),
+        cosine=min(cosine, 1.0),
+        corpus=bool(corpus),
+        scripts=scripts,
     )
 
 

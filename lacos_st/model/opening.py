@@ -143,6 +143,8 @@ def _class_of(
 ) -> type[Module] | None:
     """The class that `modules.json` names; None for one that is neither ST's nor ours, which only loading imports."""
     kind = module_classes.get(name)
+    if kind is None and "." not in name:
+        raise LacosError(f"{str(listing)!r} names {name!r}, which is no class: one is written as package.module.Class.")
     if kind is None and name.startswith("lacos_st."):
         raise LacosError(
             f"{str(listing)!r} names {name!r}, which this version of lacos-st has not: load the model with the version "

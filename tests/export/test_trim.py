@@ -166,9 +166,24 @@ def test_the_command(tiny_bloom, corpus, tmp_path, capsys):
     assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--corpus", str(corpus), "--languages", "de"]) == 0
     told = capsys.readouterr().out
     assert "tokens stay, by texts and by script (Latn)." in told
+    assert "texts give the same tokens" in told
     assert "smallest cosine 1.0000000" in told
     assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--corpus", str(corpus)]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_texts_of_nothing_but_blanks_are_a_mistake(tiny_bloom, tmp_path, capsys):
+    (tmp_path / "blank.txt").write_text("   \n\n")
+    assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--corpus", str(tmp_path / "blank.txt")]) == 2
+    assert "There is not one text in" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_texts_the_command_says_what_it_tried_instead(tiny_bloom, tmp_path, capsys):
+    assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--languages", "de"]) == 0
+    told = capsys.readouterr().out
+    assert "tokens stay, by script (Latn)." in told
+    assert "tokens, taken as texts, give the same tokens" in told
 
 
 @pytest.mark.parametrize("told", [[1, 512], [], "1", [True], [-1]])

@@ -160,7 +160,8 @@ def test_what_a_directory_may_not_say_is_one_error_with_the_files_name(file, val
         ({"name": "forward"}, "a name of its own"),
         ({"name": "0"}, "a name of its own"),
         ({"type": "modeling.Dense"}, "trust_remote_code=True"),
-        ({"type": ""}, "trust_remote_code=True"),
+        ({"type": "Dense"}, "which is no class"),
+        ({"type": ""}, "which is no class"),
     ],
 )
 def test_modules_that_a_listing_may_not_name(entry, told, copy):
