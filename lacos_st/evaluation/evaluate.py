@@ -102,6 +102,8 @@ def evaluate(
     unreachable = False
     for label, source in _labelled(models):
         model = _load(source)
+        if getattr(model, "is_plain_checkpoint", False):
+            say(f"{label} is a decoder without a pooling of its own: {model.pooling.pooling_mode} is used.")
         runner = Runner(label, model, directory, batch_size)
         for number, task in enumerate(planned, 1):
             position = f"[{number}/{len(planned)}]"

@@ -305,6 +305,12 @@ def test_progress_says_what_ran_and_how_long(tmp_path, small, capsys):
     assert second.endswith("(from an earlier run)")
 
 
+def test_it_is_said_how_a_base_is_pooled(tmp_path, tiny_bloom, capsys):
+    write_set(tmp_path, "mine.en.test.jsonl")
+    evaluate({"base": tiny_bloom}, data_dir=tmp_path)
+    assert "base is a decoder without a pooling of its own: weightedmean is used." in capsys.readouterr().err
+
+
 def test_importing_the_evaluation_leaves_the_public_name():
     import lacos_st
 
