@@ -111,6 +111,7 @@ def test_merge_and_info(capsys, saved, tmp_path):
         (["report", "nowhere"], "nowhere"),
         (["check-overlap", "missing.csv"], "missing.csv"),
         (["init", "--model", "gpt"], "gpt"),
+        (["memory", "bloom-mini", "--length", "9" * 40], "at least 1 and below 2 billion"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys, saved, texts, tmp_path, monkeypatch):
@@ -121,6 +122,18 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, capsys,
     assert message in err
     assert "Traceback" not in err
     assert err.startswith(f"lacos-st {arguments[0]}: error: ")
+
+
+def test_an_argument_that_is_no_text_is_a_mistake(capsys):
+    code, _, err = run(capsys, "similarity", "lacos-bloom", b"caf\xe9".decode(errors="surrogateescape"), "b")
+    assert code == 2
+    assert "'caf\\udce9' is not UTF-8" in err
+
+
+def test_an_option_of_several_values_needs_one(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--train-data", "--output", "x"])
+    assert "--train-data: expected at least one argument" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for argument in sys.argv[1:] if argv is None else argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            print(f"lacos-st: error: the argument {argument!r} is not UTF-8: texts and names of files must be.",
+                  file=sys.stderr)  # fmt: skip
+            return 2
     arguments = build_parser().parse_args(argv)
     for name in PATHS & set(vars(arguments)):
         setattr(arguments, name, at_home(getattr(arguments, name)))

@@ -242,7 +242,7 @@ def _add_recipe_flags(parser: argparse.ArgumentParser) -> None:
         elif typing.get_origin(kind) is Literal:
             options["choices"] = typing.get_args(kind)
         elif typing.get_origin(kind) is list:
-            options |= {"nargs": "*", "metavar": item.name.upper()}
+            options |= {"nargs": "+", "metavar": item.name.upper()}
         else:
             options["metavar"] = kind.__name__.upper()  # LacosConfig itself turns texts into numbers
         parser.add_argument(f"--{item.name.replace('_', '-')}", dest=item.name, **options)

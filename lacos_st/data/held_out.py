@@ -60,6 +60,15 @@ def hold_out(data: DatasetDict, seed: int) -> tuple[DatasetDict, Dataset]:
     return training, concatenate_datasets(held)
 
 
+def pairs_in_both(data: DatasetDict, held: Dataset) -> int:
+    """Count the held-out rows whose anchor and positive are a training row's too."""
+    chosen = _pairs(held)
+    shared = np.zeros(len(chosen), bool)
+    for part in data.values():
+        shared |= np.isin(chosen, _pairs(part))
+    return int(shared.sum())
+
+
 def _pairs(data: Dataset) -> np.ndarray:
     """(rows,) uint64, equal where anchor and positive are, whitespace aside."""
     batches = data.select_columns(["anchor", "positive"]).iter(CHUNK)

@@ -140,7 +140,7 @@ def read_source(table: Table, layout: Layout, on_bad_row: str, min_score: float 
             message = f"{table.place(row.number)}: {problem}"
             if on_bad_row == "error":
                 raise DataError(
-                    f"{message}. Mend it, or skip such rows with on_bad_row='skip' (--on-bad-row skip)."
+                    f"{message}. Mend or remove it; training can skip such rows: on_bad_row='skip' (--on-bad-row skip)."
                 ) from None
             report.bad += 1
             if len(report.examples) < _EXAMPLES:

@@ -132,8 +132,8 @@ def predict(
     0.56
     """
     for name, value in {"batch_size": batch_size, "length": length, "texts": texts, "rank": rank}.items():
-        if value < 1:
-            raise LacosError(f"{name}={value} is no size: give a whole number of at least 1.")
+        if not 1 <= value < 2**31:
+            raise LacosError(f"{name}={value} is no size: give a whole number of at least 1 and below 2 billion.")
     device = torch.device(device)
     form = resolve_compute_form(compute_form, device, training)
     dtype = dtype or default_compute_dtype(device, form if quantization == "int8" else "w8a16")

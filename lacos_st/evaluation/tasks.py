@@ -214,8 +214,9 @@ def plan(
     chosen = chosen | searched
     kept = [task for task in chosen.values() if _keep_languages(task, languages)]
     if not kept:
+        of = ", ".join(wanted) or data_dir or "the retrieval files"
         raise LacosError(
-            f"Nothing to evaluate: no {split} set of {', '.join(wanted) or data_dir} is in the languages "
+            f"Nothing to evaluate: no {split} set of {of} is in the languages "
             f"{list(languages or [])}. Leave --languages out to see all of them."
         )
     order = {name: position for position, name in enumerate((*ENGLISH, *MULTILINGUAL))}
@@ -295,6 +296,7 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
     by_key = {(f.dataset, f.language, f.split): f for f in files}
     wanted = None if names is None else {name.lower().removeprefix(OWN) for name in names}
     found: dict[tuple[str, str], Task] = {}
+    dev_files: dict[tuple[str, str], Path] = {}
 
     def add(name: str, own_split: str, subset: str, paths: list[Path], official: bool) -> None:
         if wanted is None or name.lower().removeprefix(OWN) in wanted:
@@ -323,6 +325,9 @@ def _local_tasks(data_dir: Path, split: str, names: Sequence[str] | None) -> dic
                 add(name, own_split, subset, [file.path], official=True)
         if not official and (file.split == "test" if split == "test" else file.split in DEV):
             file.codes()  # an error here, before anything runs, if it has none
+            other = dev_files.setdefault((file.dataset, file.language), file.path)
+            if other != file.path:
+                raise LacosError(f"{other} and {file.path.name} are both dev sets of one name: rename or remove one.")
             add(OWN + file.dataset, file.split, file.language, [file.path], official=False)
     if wanted is None and not found:
         raise MissingDataError(f"{data_dir} has no {split} split: its files are for another purpose.")

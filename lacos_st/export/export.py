@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 from lacos_st.errors import LacosError
 from lacos_st.files import check_new_directory, stage_for
-from lacos_st.model.placing import disk_error
+from lacos_st.model.placing import disk_error, move_into
 
 Format = Literal["hf", "gguf", "onnx", "openvino"]
 
@@ -57,6 +57,7 @@ def export(model: str, output: str | Path, format: Format = "hf") -> str:
         staged = stage / target.name
         if format == "gguf":
             told = f"Wrote {target}. {write_gguf(loaded, staged)}"
+            staged.replace(target.resolve())
         else:
             from lacos_st.export.layout import write_layout
 
@@ -66,7 +67,7 @@ def export(model: str, output: str | Path, format: Format = "hf") -> str:
                 if format in _CONVERTERS
                 else f'Wrote {target}. Use it: SentenceTransformer("{target}")'
             )
-        staged.replace(target)
+            move_into(staged, target)
     except OSError as error:
         raise disk_error(error, target) from error
     finally:
@@ -113,5 +114,8 @@ def _check_target(target: Path, format: str) -> None:
             raise LacosError(f"{str(target)!r} is to be a GGUF file: let its name end in .gguf.")
         if target.exists():
             raise LacosError(f"{str(target)!r} exists already: give another name.")
+    elif target.suffix == ".gguf":
+        raise LacosError(f"{str(target)!r} is named like a GGUF file, and format={format!r} writes a directory: give "
+                         "another name, or --format gguf.")  # fmt: skip
     else:
         check_new_directory(target)

@@ -30,6 +30,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from lacos_st.data.columns import text_fault
 from lacos_st.data.readers import DataError, open_file
 from lacos_st.decoder.embedding_table import keep_rows_
 from lacos_st.decoder.outliers import PROBE, probe
@@ -123,26 +124,25 @@ def trim_vocabulary(
     if not sample:
         where = ", ".join(map(str, corpus)) or f"the vocabulary in the scripts {', '.join(scripts)}"
         raise LacosError(f"There is not one text in {where}: nothing would be left to embed.")
-    bar = tqdm(desc="Tokenising", unit=" texts", disable=not show_progress)
-    texts = 0
-    for batch in _batches(corpus, model):
-        used.update(*_tokenised(old, batch))
-        texts += len(batch)
-        bar.update(len(batch))
-    kept = sorted(number for number in with_pieces(told, used) | of_script if number < rows)
+    with tqdm(desc="Tokenising", unit=" texts", disable=not show_progress) as bar:
+        texts = 0
+        for batch in _batches(corpus, model):
+            used.update(*_tokenised(old, batch))
+            texts += len(batch)
+            bar.update(len(batch))
+        kept = sorted(number for number in with_pieces(told, used) | of_script if number < rows)
 
-    embedded = _embed(model, sample)
-    new = _smaller(old, trimmed(told, kept))
-    place = {number: position for position, number in enumerate(kept)}
-    for batch in chain(_batches(corpus, model), [tuple(sample)]):
-        for text, ids, expected in zip(batch, _tokenised(new, batch), _tokenised(old, batch), strict=True):
-            if ids != [place.get(number) for number in expected]:
-                raise LacosError(
-                    f"The trimmed tokenizer cuts {shown(text)} otherwise than the whole one: this tokenizer cannot be "
-                    "trimmed. Please report it."
-                )
-        bar.update(len(batch))
-    bar.close()
+        embedded = _embed(model, sample)
+        new = _smaller(old, trimmed(told, kept))
+        place = {number: position for position, number in enumerate(kept)}
+        for batch in chain(_batches(corpus, model), [tuple(sample)]):
+            for text, ids, expected in zip(batch, _tokenised(new, batch), _tokenised(old, batch), strict=True):
+                if ids != [place.get(number) for number in expected]:
+                    raise LacosError(
+                        f"The trimmed tokenizer cuts {shown(text)} otherwise than the whole one: this tokenizer cannot "
+                        "be trimmed. Please report it."
+                    )
+            bar.update(len(batch))
     _exchange(model, new, place)
     cosine = float(np.min((embedded * _embed(model, sample)).sum(1)))
     if cosine < _LEAST:
@@ -247,8 +247,20 @@ def _texts(file: str | Path) -> Iterator[str]:
     for row in table.rows():
         if row.problem is not None:
             raise DataError(f"{table.place(row.number)}: {row.problem}")
-        for value in row.values.values():
-            yield from (text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str))
+        for name, value in row.values.items():
+            for text in _strings(value):
+                if fault := text_fault(text, name, may_be_blank=True):
+                    raise DataError(f"{table.place(row.number)}: {fault}")
+                yield text
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The texts in a cell, in lists and mappings too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list | tuple | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def _prompts(model: LacosSentenceTransformer) -> list[str]:

@@ -24,6 +24,7 @@ from lacos_st.model.transformer import LacosTransformer
 
 _HEADING = "## 8-bit LoRA"
 _SECTION = re.compile(rf"^{_HEADING}$.*?(?=\s*^## |\s*\Z)", re.DOTALL | re.MULTILINE)
+_FRONT = re.compile(r"\A---\n(.*?\n)---\n", re.DOTALL)
 _LOADED = re.compile(r'(SentenceTransformer\(")([^"\n]*)("\))')
 _UNKNOWN_BASE = "<!-- - **Base model:** [Unknown](https://huggingface.co/unknown) -->"
 
@@ -264,5 +265,9 @@ def complete(
         before = _LOADED.search(there[0])
         if before is None or section(modules, dimension, before[2]) != there[0]:
             card = card.replace(there[0], section(modules, dimension, named or directory))
+    sources, front = transformer.base.get("non_commercial_sources"), _FRONT.match(card)
+    if sources and front and "\nnon_commercial_sources:" not in front[0]:  # ST's card data have no field for it
+        line = yaml.safe_dump({"non_commercial_sources": sources}, allow_unicode=True)
+        card = f"{card[: front.end(1)]}{line}{card[front.end(1) :]}"
     card = card.replace(_UNKNOWN_BASE, f"- **Base model:** {transformer.base['name']}")
     return _LOADED.sub(lambda found: f"{found[1]}{named}{found[3]}", card) if named else card

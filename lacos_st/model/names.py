@@ -149,6 +149,7 @@ def base_config(name: str, revision: str | None = None) -> Any:
     except LacosError:  # of its base
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StrictDataclassError) as error:
-        raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {error}") from error
+        why = " ".join(str(error).split())
+        raise LacosError(f"There is no model {name!r}, neither as a directory nor on the Hub: {why}") from error
     check_decoder(config.to_dict(), name)
     return config

@@ -15,11 +15,12 @@ from sentence_transformers import SentenceTransformerTrainingArguments
 from sentence_transformers.base.sampler import BatchSamplers, MultiDatasetBatchSamplers
 
 from lacos_st.config import LacosConfig
-from lacos_st.data.held_out import hold_out
+from lacos_st.data.held_out import hold_out, pairs_in_both
 from lacos_st.data.load import load_training_data, load_training_sources
 from lacos_st.decoder.quantization import default_compute_dtype
 from lacos_st.decoder.walk import ALL_LINEAR
 from lacos_st.embedded.names import own_settings, samples
+from lacos_st.errors import LacosError
 from lacos_st.model.adapters import possible_targets
 from lacos_st.model.frozen import base_dtype
 from lacos_st.model.model import LacosSentenceTransformer
@@ -135,6 +136,17 @@ def build_data(config: LacosConfig) -> tuple[DatasetDict, Dataset]:
     eval_sources = config.eval_data or ([] if config.train_data else samples("held_out"))
     if eval_sources:
         held = load_training_data(eval_sources, if_present=True, **options)
+        if len(held) < 2:
+            raise LacosError(
+                f"eval_data ({', '.join(eval_sources)}) has one row: its loss is always 0, and no step can be chosen "
+                "by it. Give at least 2 rows, better 20, or leave it out (--eval-data): a tenth is held out then."
+            )
+        if shared := pairs_in_both(data, held):
+            logger.warning(
+                "%d of the %d rows of eval_data are training rows too: what is measured on them tells how well they "
+                "were learnt by heart. Take other rows, or leave it out (--eval-data): a tenth is held out then.",
+                shared, len(held),
+            )  # fmt: skip
     else:
         data, held = hold_out(data, config.seed)
     for name, part in data.items():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SEAL = "digests.json"
 # Settings that may change between a run and its continuation without changing what is learnt.
-_FREE = {"output", "overwrite", "report_to", "logging_steps"}
+_FREE = {"output", "overwrite", "report_to"}
 
 
 def is_finished(config: LacosConfig, output: Path, run: Path) -> bool:

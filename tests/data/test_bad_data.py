@@ -27,7 +27,7 @@ BAD_ROWS = [
     ),
     ("x.jsonl", b'["a", "b"]\n["a"]\n', ":2: has no column 'anchor' .it has 'text'."),
     ("x.jsonl", b'["a", "b"]\n{"anchor": "a",}\n', ":2: not valid JSON: .* at column 1[56]"),
-    ("x.jsonl", b'["a", "b"]\n{"anchor": "a"\n', r":2: not valid JSON: .* at column 15\. Mend it"),
+    ("x.jsonl", b'["a", "b"]\n{"anchor": "a"\n', r":2: not valid JSON: .* at column 15\. Mend"),
     ("x.jsonl", b'["a", "b"]\n\n17\n', ":3: an object or an array of texts is needed, not int '17'"),
     ("x.jsonl", b'["a", "b"]\n{"anchor": NaN, "positive": "b"}\n', ":2: column 'anchor' is NaN"),
     ("x.jsonl", b'["a", "b"]\n{"anchor": 5, "positive": "b"}\n', ":2: column 'anchor' is 5, a int and not a text"),

@@ -35,6 +35,13 @@ def test_without_network_and_files_the_error_says_how_to_get_the_data(small, tmp
         evaluate(small, tasks="STS16", data_dir=tmp_path, progress=False)
 
 
+def test_two_development_files_of_one_set_are_a_mistake(tmp_path):
+    for split in ("dev", "validation"):
+        write_set(tmp_path, f"mine.en.{split}.jsonl")
+    with pytest.raises(LacosError, match=r"mine\.en\.dev\.jsonl and mine\.en\.validation\.jsonl are both dev sets"):
+        plan(None, data_dir=tmp_path, split="dev")
+
+
 def test_a_network_that_is_gone_is_asked_once(small, tmp_path, monkeypatch):
     import datasets
     from huggingface_hub import constants

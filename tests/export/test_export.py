@@ -68,6 +68,18 @@ def test_a_converter_is_a_command_of_its_own(format, tiny_gemma, tmp_path, capsy
     assert SentenceTransformer(str(out)).encode("a").shape == (64,)
 
 
+@pytest.mark.parametrize(("name", "format"), [("out", "hf"), ("out.gguf", "gguf")])
+def test_an_output_may_be_a_link(name, format, tiny_gemma, tmp_path):
+    there = tmp_path / "elsewhere" / name
+    (there if format == "hf" else there.parent).mkdir(parents=True)
+    (tmp_path / name).symlink_to(there)
+    LacosSentenceTransformer(tiny_gemma, pooling="mean").save_pretrained(str(tmp_path / "model"))
+    assert main(["export", str(tmp_path / "model"), str(tmp_path / name), "--format", format]) == 0
+    assert (tmp_path / name).is_symlink()
+    assert (there / "model.safetensors").is_file() if format == "hf" else there.is_file()
+    assert {path.name for path in (*tmp_path.iterdir(), *there.parent.iterdir())} == {"model", "elsewhere", name}
+
+
 @pytest.mark.parametrize(
     ("name", "format", "message"),
     [("lacos-bloom", "onnx", "see both sides"), ("lacos-bloom", "openvino", "fails on BLOOM without its head")],
@@ -83,13 +95,16 @@ def test_what_a_converter_cannot_do_is_said_before(name, format, message, tmp_pa
     [
         (["x", "out", "--format", "gguf"], "let its name end in .gguf"),
         (["x", "there.gguf", "--format", "gguf"], "exists already"),
-        (["x", "there.gguf"], "exists already and is not empty"),
+        (["x", "there.gguf"], "named like a GGUF file"),
+        (["x", "full"], "exists already and is not empty"),
         (["x", "out"], "There is no model 'x'"),
     ],
 )
 def test_mistakes(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there.gguf").write_text("mine")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("mine")
     assert main(["export", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert (tmp_path / "there.gguf").read_text() == "mine"

@@ -172,6 +172,19 @@ def test_the_command(tiny_bloom, corpus, tmp_path, capsys):
     assert "not empty" in capsys.readouterr().err
 
 
+def test_texts_count_wherever_they_lie_in_a_cell(tiny_bloom, tmp_path):
+    file = tmp_path / "chat.jsonl"
+    file.write_text(json.dumps({"messages": [{"role": "user", "content": KEPT[0]}], "more": [[KEPT[1]], None, 3]}))
+    report = trim_vocabulary(LacosSentenceTransformer(tiny_bloom), [file])
+    assert report.texts == 3
+
+
+def test_half_a_surrogate_pair_is_told_with_its_line(tiny_bloom, tmp_path, capsys):
+    (tmp_path / "half.jsonl").write_text('{"text": "whole"}\n{"text": ["\\ud800 half"]}\n')
+    assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--corpus", str(tmp_path / "half.jsonl")]) == 2
+    assert "half.jsonl:2: column 'text' contains half a surrogate pair" in capsys.readouterr().err
+
+
 def test_texts_of_nothing_but_blanks_are_a_mistake(tiny_bloom, tmp_path, capsys):
     (tmp_path / "blank.txt").write_text("   \n\n")
     assert main(["trim", str(tiny_bloom), str(tmp_path / "out"), "--corpus", str(tmp_path / "blank.txt")]) == 2

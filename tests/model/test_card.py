@@ -12,6 +12,7 @@ from sentence_transformers.base.modules import Module
 from tiny import CORPUS, randomise
 
 from lacos_st.errors import LacosError
+from lacos_st.export.export import export
 from lacos_st.model.model import LacosSentenceTransformer
 from lacos_st.model.transformer import LacosTransformer
 
@@ -193,6 +194,16 @@ def test_a_card_names_base_and_data_on_the_hub(tiny_model, tmp_path):
 def test_the_embedded_models_name_their_non_commercial_sources(name):
     told = LacosSentenceTransformer(name).describe()["licence"]
     assert told == "apache-2.0; learnt from non-commercial sources too: xnli, mahaparaphrase"
+
+
+def test_non_commercial_sources_go_with_an_export_and_what_is_made_of_it(tmp_path):
+    export("lacos-bloom", tmp_path / "exported")
+    again = LacosSentenceTransformer(tmp_path / "exported")
+    assert again.describe()["licence"].endswith("learnt from non-commercial sources too: xnli, mahaparaphrase")
+    again.save_pretrained(str(tmp_path / "again"))
+    assert read(tmp_path / "again").count("non_commercial_sources") == 1
+    data = ModelCard.load(tmp_path / "again" / "README.md").data
+    assert (data.license, data.non_commercial_sources) == ("apache-2.0", "xnli, mahaparaphrase")
 
 
 def test_what_stock_classes_break_is_what_the_card_says(tiny_bloom, tmp_path):

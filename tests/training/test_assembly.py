@@ -82,11 +82,26 @@ def test_evaluates_ten_times_in_the_batches_of_all_sources(tiny_bloom, tmp_path)
 
 
 def test_a_source_smaller_than_a_batch_is_spoken_of(tmp_path, caplog):
-    small, large = (write_pairs(tmp_path / f"{name}.csv", rows) for name, rows in (("small", 30), ("large", 80)))
-    build_data(LacosConfig(train_data=[small, large], eval_data=[large], batch_size=64))
+    sizes = {"small": 30, "large": 80, "held": 5}
+    small, large, held = (write_pairs(tmp_path / f"{name}.csv", rows) for name, rows in sizes.items())
+    build_data(LacosConfig(train_data=[small, large], eval_data=[held], batch_size=64))
     assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
         "small has 30 rows: not a batch of 64, and each batch is of one source. Write small files of one kind into one."
     ]
+
+
+def test_held_out_rows_that_are_trained_on_are_counted(tmp_path, caplog):
+    sizes = {"x": 80, "y": 70, "other": 10}
+    x, y, other = (write_pairs(tmp_path / f"{name}.csv", rows, name == "x") for name, rows in sizes.items())
+    build_data(LacosConfig(train_data=[x, y], eval_data=[other, y], batch_size=64))
+    (told,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+    assert told.startswith("70 of the 80 rows of eval_data are training rows too")
+
+
+def test_one_held_out_row_can_choose_nothing(tmp_path):
+    x, one = (write_pairs(tmp_path / f"{name}.csv", rows) for name, rows in (("x", 80), ("one", 1)))
+    with pytest.raises(LacosError, match=r"one\.csv\) has one row: its loss is always 0"):
+        build_data(LacosConfig(train_data=[x], eval_data=[one]))
 
 
 @pytest.mark.parametrize(
