@@ -136,6 +136,36 @@ def languages() -> None:
     save(figure, "languages")
 
 
+def data() -> None:
+    """Two decoders on STS-B's development set, against what they were trained on: each run with its 95 % interval."""
+    measured = Path(__file__).with_name("benchmarks") / "real"
+    places = {"before": "before", "text-1k": "900 sentences,\ntwice each"}
+    places |= {f"en-{size}": f"{rows} triplets" for size, rows in (("1k", "900"), ("4k", "3,601"), ("16k", "15,488"))}
+    figure, axes = plt.subplots(figsize=(7, 3.4))
+    for model, name, colour in (("gemma3", "Gemma 3 270M", BLUE), ("smollm2", "SmolLM2-135M", "#6a95be")):
+        means = []
+        for at, place in enumerate(places):
+            files = sorted(measured.glob("dev-before.csv" if place == "before" else f"dev-{model}-{place}-s*.csv"))
+            rows = [row for file in files for row in csv.DictReader(file.open(encoding="utf-8"))]
+            runs = [
+                row for row in rows if row["kind"] == "model" and (place != "before" or row["model"] == f"{model}-mean")
+            ]
+            for seed, run in enumerate(runs):
+                score, low, high = (float(run[key]) for key in ("score", "low", "high"))
+                aside = at + 0.06 * (seed - (len(runs) - 1) / 2)
+                axes.errorbar(aside, score, [[score - low], [high - score]], fmt="o", ms=4, lw=1, color=colour)
+            if runs and place.startswith("en-"):
+                means.append((at, sum(float(run["score"]) for run in runs) / len(runs)))
+        axes.plot(*zip(*means, strict=True), color=colour, lw=1.5, label=name)
+    lexical = next(float(row["score"]) for row in rows if row["kind"] == "baseline")
+    axes.axhline(lexical, color="#c25a1c", lw=1.5, ls="--", label="character n-grams")
+    axes.set_xticks(range(len(places)), places.values())
+    axes.set(ylabel="Spearman x 100", ylim=(45, 90))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right")
+    save(figure, "data")
+
+
 if __name__ == "__main__":
     plt.rcParams["svg.hashsalt"] = "lacos-st"
     FOLDER.mkdir(exist_ok=True)
@@ -143,3 +173,4 @@ if __name__ == "__main__":
     alibi()
     loss()
     languages()
+    data()
