@@ -15,7 +15,7 @@ from lacos_st import LacosSentenceTransformer
 from lacos_st.decoder.attention import alibi_slopes
 
 FOLDER = Path(__file__).with_name("figures")
-BLUE, PALE, GREY = "#34506c", "#b9d0e6", "#e4e7ea"
+BLUE, MIDDLE, PALE, GREY, ORANGE = "#34506c", "#6a95be", "#b9d0e6", "#e4e7ea", "#c25a1c"
 BENCHMARK = {
     "en": "English", "de": "German", "es": "Spanish", "fr": "French", "it": "Italian", "nl": "Dutch", "pl": "Polish",
     "pt": "Portuguese", "ru": "Russian", "zh": "Chinese",
@@ -35,7 +35,7 @@ def packing() -> None:
         "It rains .": "#dce8f3",
         "A man plays the guitar .": PALE,
         "Hello !": "#8fb3d4",
-        "Two dogs run .": "#6a95be",
+        "Two dogs run .": MIDDLE,
     }
     words = {text: text.split() for text in texts}
     longest = max(map(len, words.values()))
@@ -106,7 +106,7 @@ def languages() -> None:
     measured = Path(__file__).with_name("benchmarks") / "real"
     runs = {
         "before": ("gemma3-before", GREY),
-        "after 3,601 English triplets": ("gemma3-en", "#6a95be"),
+        "after 3,601 English triplets": ("gemma3-en", MIDDLE),
         "after 7,488 in many languages": ("gemma3-multilingual", BLUE),
     }
     scores: dict[str, dict[str, float]] = {label: {} for label in runs}
@@ -126,7 +126,7 @@ def languages() -> None:
         for run, (label, (_, colour)) in enumerate(runs.items()):
             at = -position + 0.4 - height * (run + 0.5)
             axes.barh(at, scores[label][name], height, color=colour, label=None if position else label)
-        axes.vlines(lexical[name], -position - 0.42, -position + 0.42, color="#c25a1c", lw=2,
+        axes.vlines(lexical[name], -position - 0.42, -position + 0.42, color=ORANGE, lw=2,
                     label=None if position else "character n-grams")  # fmt: skip
     axes.set_yticks([-position for position in range(len(names))], names.values())
     axes.set(xlim=(0, 100), xlabel="Spearman x 100 on test sets: STS-B, and across languages STS17")
@@ -142,7 +142,7 @@ def data() -> None:
     places = {"before": "before", "text-1k": "900 sentences,\ntwice each"}
     places |= {f"en-{size}": f"{rows} triplets" for size, rows in (("1k", "900"), ("4k", "3,601"), ("16k", "15,488"))}
     figure, axes = plt.subplots(figsize=(7, 3.4))
-    for model, name, colour in (("gemma3", "Gemma 3 270M", BLUE), ("smollm2", "SmolLM2-135M", "#6a95be")):
+    for model, name, colour in (("gemma3", "Gemma 3 270M", BLUE), ("smollm2", "SmolLM2-135M", MIDDLE)):
         means = []
         for at, place in enumerate(places):
             files = sorted(measured.glob("dev-before.csv" if place == "before" else f"dev-{model}-{place}-s*.csv"))
@@ -158,7 +158,7 @@ def data() -> None:
                 means.append((at, sum(float(run["score"]) for run in runs) / len(runs)))
         axes.plot(*zip(*means, strict=True), color=colour, lw=1.5, label=name)
     lexical = next(float(row["score"]) for row in rows if row["kind"] == "baseline")
-    axes.axhline(lexical, color="#c25a1c", lw=1.5, ls="--", label="character n-grams")
+    axes.axhline(lexical, color=ORANGE, lw=1.5, ls="--", label="character n-grams")
     axes.set_xticks(range(len(places)), places.values())
     axes.set(ylabel="Spearman x 100", ylim=(45, 90))
     axes.spines[["top", "right"]].set_visible(False)

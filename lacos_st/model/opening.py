@@ -25,7 +25,7 @@ from packaging.version import Version
 from peft import PeftConfig, get_peft_model_state_dict, inject_adapter_in_model
 from safetensors import SafetensorError, safe_open
 from sentence_transformers.base.modules import Module, Transformer
-from sentence_transformers.util import import_from_string
+from sentence_transformers.util import import_module_class
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import find_adapter_config_file
@@ -150,17 +150,20 @@ def _class_of(
             f"{str(listing)!r} names {name!r}, which this version of lacos-st has not: load the model with the version "
             "that saved it."
         )
-    if kind is None and not name.startswith("sentence_transformers."):
-        if trusted:
-            return None
-        raise LacosError(
-            f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers. Loading it would run Python "
-            "code, that of a file in the model's directory or of an installed package, so it was refused. If you have "
-            "read that code and trust it: LacosSentenceTransformer(..., trust_remote_code=True), in Python only."
-        )
+    if kind is None and trusted and not name.startswith("sentence_transformers."):
+        return None
     if kind is None:
+        directory = str(listing.parent)
         with checking(listing):
-            kind = import_from_string(name)
+            try:
+                kind = import_module_class(name, directory)
+            except ValueError as refusal:  # so ST refuses classes that are not its own, and imports none
+                raise LacosError(
+                    f"{str(listing)!r} names {name!r}, which is not part of sentence-transformers. Loading it would "
+                    "run Python code, that of a file in the model's directory or of an installed package, so it was "
+                    "refused. If you have read that code and trust it, load the model in Python: "
+                    f"LacosSentenceTransformer({directory!r}, trust_remote_code=True)."
+                ) from refusal
     if not (isinstance(kind, type) and issubclass(kind, Module)):
         raise LacosError(f"{str(listing)!r} names {name!r}, which is no module.")
     return kind
